@@ -1,0 +1,1 @@
+"""What serves a tree or a store: the node protocol, and one module per backer."""

@@ -1,0 +1,410 @@
+"""The protocol between what serves trees and what is built on them.
+
+A backer implements `Volume`, `DirectoryNode` and `FileNode` (or `ObjectStore`); the service, the
+wrappers that attenuate, the overlay and the client's remote nodes use and implement the same
+classes, so each can stand wherever another can.
+
+Invariants that every implementation keeps, and the contract suite checks:
+
+* **Names** are single segments (`capstore.schema.names`); every method that takes one raises
+  `InvalidName` for anything else.  No method follows a symbolic link.
+* **Errors** are `StorageError`; foreign exceptions end at the backer's edge.
+* **Cancellation**: a method that is cancelled has happened as a whole or not at all, and holds
+  nothing afterwards.  A `read_into` that was cancelled writes nothing more into its buffer.
+* **The loop is never blocked**: what may wait for a device runs in a worker thread.
+* **Ownership**: a node that a method returns belongs to the caller.  Dropping the last reference
+  to it releases what it holds; `FileNode.close` does the same at once.  An open file outlives its
+  name, a held directory its renaming.
+* **Order**: a method that has returned is visible to every call that begins afterwards.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from capstore.schema.errors import InvalidArgument, Unsupported
+from capstore.schema.limits import PAGE_ENTRIES_MAX
+
+# Bytes-like objects that writes take.
+Buffer = bytes | bytearray | memoryview
+
+
+class NodeKind(enum.Enum):
+    """What a node is; values are the enumerants of ``NodeKind`` in ``capstore.capnp``."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    SPECIAL = "special"
+
+
+class Provenance(enum.Enum):
+    """Where the times of a `Stat` come from; values as in ``capstore.capnp``."""
+
+    UNKNOWN = "unknown"
+    WALL_CLOCK = "wallClock"
+    TAR_HEADER = "tarHeader"
+    FAT_DIRECTORY_ENTRY = "fatDirectoryEntry"
+    CPIO_HEADER = "cpioHeader"
+    HOST_FILESYSTEM = "hostFilesystem"
+
+
+class RenameMode(enum.Enum):
+    """What a rename does about an existing target."""
+
+    REPLACE = "replace"
+    NO_REPLACE = "noReplace"
+    EXCHANGE = "exchange"
+
+
+class Expect(enum.Enum):
+    """What the caller of `DirectoryNode.remove` thinks it removes."""
+
+    ANY = "any"
+    NOT_DIRECTORY = "notDirectory"
+    DIRECTORY = "directory"
+
+
+class OpenFlags(enum.IntFlag):
+    """How to open a file; values are the constants of ``capstore.capnp``."""
+
+    READ = 0
+    WRITE = 1
+    CREATE = 2
+    EXCLUSIVE = 4
+    TRUNCATE = 8
+
+    def check(self) -> OpenFlags:
+        """These flags if they make sense together, else raises `InvalidArgument`."""
+        known = self.WRITE | self.CREATE | self.EXCLUSIVE | self.TRUNCATE
+        if int(self) & ~int(known):
+            raise InvalidArgument("unknown open flags")
+        if self & (self.CREATE | self.TRUNCATE) and not self & self.WRITE:
+            raise InvalidArgument("creating and truncating need the write flag")
+        if self & self.EXCLUSIVE and not self & self.CREATE:
+            raise InvalidArgument("the exclusive flag needs the create flag")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What is known of a node without reading it.
+
+    `size` is in bytes (of a symbolic link: of its target; of a directory: 0); times are
+    nanoseconds since 1970 and mean nothing when `provenance` is unknown; `node_id` is unique in
+    the volume for the life of the node; `version` differs after each change of content or entries.
+    """
+
+    kind: NodeKind
+    size: int
+    node_id: int
+    version: int
+    created: int = 0
+    modified: int = 0
+    provenance: Provenance = Provenance.UNKNOWN
+    executable: bool = False
+    link_count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name in a directory; `target` is what a symbolic link points to."""
+
+    name: str
+    stat: Stat
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a listing, in the order of the names' bytes; `more` says that names follow."""
+
+    entries: Sequence[Entry]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """A change of attributes: None leaves one as it is; times in ns since 1970."""
+
+    executable: bool | None = None
+    modified: int | None = None
+    created: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Space and nodes of a volume; a total of 0 means that no bound is known."""
+
+    total_bytes: int = 0
+    used_bytes: int = 0
+    free_bytes: int = 0
+    total_nodes: int = 0
+    used_nodes: int = 0
+    label: str = ""
+
+
+class Node(ABC):
+    """What files and directories have in common."""
+
+    @abstractmethod
+    async def stat(self) -> Stat:
+        """What is known of the node; works also after its last name is gone."""
+
+    @abstractmethod
+    async def sync(self) -> None:
+        """Returns when every change of this node, and of all below it, that had returned before
+        the call is as durable as the volume can make it."""
+
+
+class FileNode(Node):
+    """An open file.
+
+    Every method but `close` and `stat` raises `Closed` after `close`; methods that change raise
+    `ReadOnly` when it was opened without `OpenFlags.WRITE`.
+    """
+
+    async def size(self) -> int:
+        """The length in bytes; cheaper than `stat` where the backer can make it so."""
+        return (await self.stat()).size
+
+    @abstractmethod
+    async def read_into(self, offset: int, view: memoryview) -> int:
+        """Fills `view` from `offset` and returns how many bytes that were.
+
+        Less than ``len(view)`` only at the end of the file; 0 at and behind it.
+        """
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset`; shorter only at the end of the file."""
+        length = max(0, min(length, await self.size() - offset))
+        buffer = bytearray(length)
+        with memoryview(buffer) as view:
+            got = await self.read_into(offset, view)
+        return bytes(buffer[:got]) if got < length else bytes(buffer)
+
+    @abstractmethod
+    async def write(self, offset: int, data: Buffer) -> None:
+        """Writes all of `data` at `offset`; a gap behind the old end reads as zeros.
+
+        Raises `NoSpace` or `TooLarge` with the file as it was.
+        """
+
+    @abstractmethod
+    async def append(self, data: Buffer) -> int:
+        """Writes `data` at the end, atomically among appends; returns the offset it went to."""
+
+    @abstractmethod
+    async def truncate(self, size: int) -> None:
+        """Cuts the file, or extends it with zeros, to `size` bytes."""
+
+    @abstractmethod
+    async def set_attributes(self, change: Attributes) -> None:
+        """Changes attributes; raises `Unsupported` for one that cannot be recorded."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Releases the file; calling it again does nothing."""
+
+
+class DirectoryNode(Node):
+    """A directory, whatever its name is now.
+
+    A directory whose last name is gone is empty for good: making anything in it is `NotFound`.
+    """
+
+    @abstractmethod
+    async def lookup(self, name: str) -> Entry:
+        """What `name` stands for, with a symbolic link's target.  Raises `NotFound`."""
+
+    @abstractmethod
+    async def list(self, after: str = "", limit: int = PAGE_ENTRIES_MAX) -> Page:
+        """Up to `limit` entries whose names come after `after` in the order of their bytes.
+
+        At least one where there is one.  Entries that nobody touches appear exactly once in a
+        walk over the pages, whatever else changes meanwhile.
+        """
+
+    @abstractmethod
+    async def open(self, name: str, flags: OpenFlags = OpenFlags.READ) -> FileNode:
+        """Opens the file `name`.
+
+        Raises `NotFound`, `AlreadyExists` (exclusive), `IsDirectory`, `InvalidArgument` (flags),
+        `ReadOnly`, `NoSpace`, and `Unsupported` for a symbolic link or special node, at once.
+        """
+
+    @abstractmethod
+    async def create(self, name: str, *, executable: bool = False) -> FileNode:
+        """Makes a new empty file and opens it for writing.  Raises `AlreadyExists`, `NoSpace`."""
+
+    @abstractmethod
+    async def mkdir(self, name: str) -> DirectoryNode:
+        """Makes a new empty directory.  Raises `AlreadyExists`, `NoSpace`."""
+
+    @abstractmethod
+    async def sub(self, name: str) -> DirectoryNode:
+        """The directory `name`.  Raises `NotFound`, `NotDirectory`."""
+
+    @abstractmethod
+    async def remove(self, name: str, expect: Expect = Expect.ANY) -> None:
+        """Removes a name; a directory must be empty.
+
+        Raises `NotFound`, `NotEmpty`, and `IsDirectory` or `NotDirectory` as `expect` says.
+        """
+
+    @abstractmethod
+    async def rename(
+        self,
+        name: str,
+        target: DirectoryNode,
+        new_name: str,
+        mode: RenameMode = RenameMode.REPLACE,
+    ) -> None:
+        """Moves the entry `name` to `new_name` in `target`, atomically.
+
+        Renaming onto itself, or onto another name of the same file, changes nothing (with
+        `NO_REPLACE` it is `AlreadyExists`).  A file replaces only what is no directory
+        (`IsDirectory`), a directory only an empty directory (`NotDirectory`, `NotEmpty`).  Raises
+        `InvalidArgument` for a directory into itself or below (with `EXCHANGE` either way), and
+        `CrossVolume` for a target of another volume or implementation.
+        """
+
+    @abstractmethod
+    async def symlink(self, name: str, target: str) -> None:
+        """Makes a symbolic link.  Raises `AlreadyExists`, `InvalidArgument` for an empty or
+        overlong target or one with a NUL."""
+
+    @abstractmethod
+    async def link(self, name: str, target: DirectoryNode, new_name: str) -> None:
+        """Gives the file (or link) `name` a second name.
+
+        Raises `IsDirectory`, `AlreadyExists`, `CrossVolume`."""
+
+    @abstractmethod
+    async def set_attributes(self, change: Attributes, name: str = "") -> None:
+        """Changes attributes of the entry `name`, of a link itself; of this directory if empty."""
+
+    @abstractmethod
+    async def usage(self) -> Usage:
+        """Space and nodes of the volume."""
+
+    async def snapshot(self) -> DirectoryNode:
+        """A read-only directory that shows this one, with all below, as it is now."""
+        raise Unsupported("this volume has no snapshots")
+
+    def watch(self) -> AsyncIterator[str]:
+        """Names of entries of this directory as they change."""
+        raise Unsupported("this volume cannot be watched")
+
+
+class Volume(ABC):
+    """One tree and what belongs to it as a whole."""
+
+    @property
+    @abstractmethod
+    def read_only(self) -> bool:
+        """Whether every change is refused with `ReadOnly`."""
+
+    @property
+    @abstractmethod
+    def root(self) -> DirectoryNode:
+        """The root directory."""
+
+    @abstractmethod
+    async def usage(self) -> Usage:
+        """Space and nodes in use."""
+
+    @abstractmethod
+    async def sync(self) -> None:
+        """Returns when every change that had returned before is durable."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Syncs and releases the volume; calls after it raise `Closed`, closing again nothing."""
+
+    async def handle_of(self, node: Node) -> bytes:
+        """A word by which `node_of` finds `node` again, after a restart too where the volume
+        itself persists.  Raises `Unsupported`, and `NotFound` for a node without a name."""
+        raise Unsupported("this volume does not name its nodes")
+
+    async def node_of(self, handle: bytes) -> Node:
+        """The node that `handle_of` gave `handle` for; a file is open for writing where the
+        volume writes.  Raises `NotFound` when it is gone, also if its name was given to another
+        node, and `InvalidArgument` for what was no handle."""
+        raise Unsupported("this volume does not name its nodes")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStat:
+    """One object of a store: `size` in bytes, `version` of this key, `created` in ns since 1970."""
+
+    key: bytes
+    size: int
+    version: int
+    created: int = 0
+    provenance: Provenance = Provenance.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a change demands of its key: nothing, absence, or exactly `version`."""
+
+    absent: bool = False
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPage:
+    """A part of a store's listing, in the order of keys; `more` says that keys follow."""
+
+    objects: Sequence[ObjectStat] = field(default_factory=tuple)
+    more: bool = False
+
+
+class ObjectStore(ABC):
+    """Objects by key; a put or delete that returned is durable."""
+
+    @abstractmethod
+    async def put(
+        self, data: Buffer, key: bytes = b"", condition: Condition = Condition()
+    ) -> ObjectStat:
+        """Stores `data` under `key`, or with no key under the SHA-256 of `data`.
+
+        Raises `Conflict`, `TooLarge`, `NoSpace`, `InvalidArgument` for a key over 1024 bytes."""
+
+    @abstractmethod
+    async def get(self, key: bytes) -> bytes:
+        """The whole object.  Raises `NotFound`, `Corrupt`."""
+
+    @abstractmethod
+    async def read(self, key: bytes, offset: int, length: int) -> bytes:
+        """A range of the object, shorter only at its end.  Raises `NotFound`, `Corrupt`."""
+
+    @abstractmethod
+    async def stat(self, key: bytes) -> ObjectStat:
+        """What is known of the object.  Raises `NotFound`."""
+
+    @abstractmethod
+    async def delete(self, key: bytes, condition: Condition = Condition()) -> None:
+        """Removes the object.  Raises `NotFound`, `Conflict`."""
+
+    @abstractmethod
+    async def list(
+        self, prefix: bytes = b"", after: bytes = b"", limit: int = PAGE_ENTRIES_MAX
+    ) -> ObjectPage:
+        """Objects whose keys begin with `prefix` and come after `after`."""
+
+    @abstractmethod
+    async def usage(self) -> Usage:
+        """Space and objects in use."""
+
+    @abstractmethod
+    async def sync(self) -> None:
+        """Returns when everything is durable; puts already are."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Releases the store."""

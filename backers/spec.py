@@ -1,0 +1,106 @@
+"""Volume specifications: ``memory:``, ``dir:PATH,ro`` and so on, as a person types them.
+
+Invariants: a specification is ``SCHEME:ARGUMENT[,OPTION[=VALUE]]...``; a comma or backslash that
+belongs to the argument is written with a backslash in front.  An unknown scheme or option is
+refused with `InvalidArgument` before anything is opened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+
+from capstore.backers.hostdir import HostVolume
+from capstore.backers.memory import MemoryVolume
+from capstore.backers.node import Volume
+from capstore.schema.errors import InvalidArgument
+from capstore.schema.limits import (
+    MEMORY_FILE_BYTES_MAX,
+    MEMORY_NODES_MAX,
+    MEMORY_TOTAL_BYTES_MAX,
+)
+from capstore.schema.sizes import parse_size
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A specification taken apart: `scheme`, `argument` and `options` (None: without a value)."""
+
+    scheme: str
+    argument: str
+    options: dict[str, str | None]
+
+    @staticmethod
+    def parse(text: str) -> Spec:
+        """Takes `text` apart; raises `InvalidArgument` if it has no scheme."""
+        scheme, colon, rest = text.partition(":")
+        if not colon or not re.fullmatch(r"[a-z][a-z0-9]*", scheme):
+            raise InvalidArgument(f'"{text}" is no volume specification: SCHEME:ARGUMENT')
+        argument, *parts = _split(rest)
+        options: dict[str, str | None] = {}
+        for part in parts:
+            name, equals, value = part.partition("=")
+            options[name] = value if equals else None
+        return Spec(scheme, argument, options)
+
+    def check_options(self, known: Collection[str]) -> None:
+        """Raises `InvalidArgument` for an option that is not in `known`."""
+        for name in self.options:
+            if name not in known:
+                listed = ", ".join(sorted(known)) or "none"
+                raise InvalidArgument(f'{self.scheme}: has no option "{name}" (it has: {listed})')
+
+    def flag(self, name: str) -> bool:
+        """Whether the option `name` was given, without a value."""
+        if self.options.get(name) is not None:
+            raise InvalidArgument(f'{self.scheme}: option "{name}" takes no value')
+        return name in self.options
+
+    def size(self, name: str, default: int) -> int:
+        """The option `name` as a size in bytes (``16MiB``)."""
+        value = self.options.get(name)
+        return default if value is None else parse_size(value)
+
+
+def _split(rest: str) -> list[str]:
+    """Splits at commas that no backslash escapes, and drops the escapes."""
+    parts = re.split(r"(?<!\\),", rest)
+    return [re.sub(r"\\(.)", r"\1", part) for part in parts]
+
+
+async def _open_memory(spec: Spec) -> Volume:
+    spec.check_options({"max-bytes", "max-file-bytes", "max-nodes"})
+    return await MemoryVolume.open(
+        file=spec.argument or None,
+        total_bytes_max=spec.size("max-bytes", MEMORY_TOTAL_BYTES_MAX),
+        file_bytes_max=spec.size("max-file-bytes", MEMORY_FILE_BYTES_MAX),
+        nodes_max=spec.size("max-nodes", MEMORY_NODES_MAX),
+    )
+
+
+async def _open_dir(spec: Spec) -> Volume:
+    spec.check_options({"ro"})
+    if not spec.argument:
+        raise InvalidArgument("dir: needs a path")
+    return await HostVolume.open(spec.argument, read_only=spec.flag("ro"))
+
+
+_OPENERS: dict[str, Callable[[Spec], Awaitable[Volume]]] = {
+    "memory": _open_memory,
+    "dir": _open_dir,
+}
+
+
+async def open_volume(text: str) -> Volume:
+    """Opens the volume that the specification `text` describes.
+
+    Raises `InvalidArgument` for a specification that makes no sense, `NotFound` for a path that
+    is not there, and what the backer raises.
+    """
+    spec = Spec.parse(text)
+    opener = _OPENERS.get(spec.scheme)
+    if opener is None:
+        known = ", ".join(f"{scheme}:" for scheme in _OPENERS)
+        raise InvalidArgument(f'no backer is called "{spec.scheme}:" (there are: {known})')
+    return await opener(spec)

@@ -1,0 +1,535 @@
+# What goes over the wire between a capstore service and its clients.
+#
+# The comments below are the manual.  Conventions that hold for every method:
+#
+# Ownership.  A capability that a method returns belongs to the caller.  Dropping it releases what
+#   the service holds for it (descriptors, buffers, places in tables) and nothing else: data that
+#   was written stays, a reference that was saved stays saved, a Revoker that is dropped revokes
+#   nothing.  When a connection ends, everything that was handed out over it is dropped.
+#
+# Authority.  A capability is all that its holder can do.  Attenuation is transitive: what is
+#   reached through a capability has at most its authority.  `revoked`, `expired`, `denied` and
+#   `readOnly` are decided before the storage is asked, so that a weak holder learns nothing from
+#   the answer.  Every method may answer `revoked` or `expired`; it is not repeated below.
+#
+# Errors are results.  Each result struct has a field `error`, null on success.  When it is set, no
+#   other field means anything, except that a returned capability is a broken one, and each call on
+#   it answers with the same error: a pipelined chain reports its first cause.  Every method may
+#   answer `unsupported` (this backer cannot do it), `io` (the storage failed), `corrupt` (what is
+#   stored contradicts itself) and `internal` (a bug in the service, recorded in its log only).
+#   RPC exceptions mean what RPC is about: the connection is gone, or the service is overloaded.
+#
+# Names are single path segments: 1 to 255 bytes of UTF-8, without "/" and NUL, not "." and not
+#   "..".  Anything else is `invalidName`.  No method splits a path or follows a symbolic link.
+#
+# Times are nanoseconds since 1970-01-01T00:00:00Z.  Sizes and offsets are bytes.
+#
+# Limits.  One call moves at most `maxTransferBytes` of file content (Gate.info lists every limit).
+#   A longer write is `tooLarge`; a longer read is a short read with `eof` false.
+#
+# Evolution.  The first methods of File, Directory and Store carry the ordinals that capOS gave
+#   them; what capstore adds is appended.  Ordinals, field numbers and enumerants are never reused.
+
+@0xb5b8cfcae7c1d40b;
+
+const protocolVersion :UInt32 = 1;
+
+# Errors ----------------------------------------------------------------------------------------
+
+enum ErrorCode {
+  # The closed list of what can go wrong.
+
+  internal @0;         # a bug in the service; details are in its log and nowhere else
+  notFound @1;         # no entry of this name, or the node is gone
+  alreadyExists @2;    # the name is taken
+  notDirectory @3;     # a directory was needed, this is something else
+  isDirectory @4;      # a file or a link was needed, this is a directory
+  notEmpty @5;         # the directory has entries
+  notSymlink @6;       # a symbolic link was needed
+  readOnly @7;         # this capability, or its volume, does not write
+  denied @8;           # no such authority: a wrong token, a method that the policy withholds
+  revoked @9;          # the capability was revoked
+  expired @10;         # the capability's time is over
+  quotaExceeded @11;   # over the quota of this capability
+  noSpace @12;         # over the space of the volume; nothing was lost
+  tooLarge @13;        # over a limit of the protocol or of the format
+  invalidName @14;     # not a name (see above), or one that this backer cannot hold
+  invalidArgument @15; # another argument makes no sense
+  crossVolume @16;     # both sides of a rename or link must be of one volume
+  conflict @17;        # the version is not the expected one
+  busy @18;            # somebody else holds it; try again later
+  closed @19;          # the file, the volume or the service was closed
+  corrupt @20;         # a checksum or a structure is wrong
+  unsupported @21;     # this backer or node cannot do that
+  io @22;              # the storage underneath failed
+}
+
+struct Error {
+  code @0 :ErrorCode;
+  message @1 :Text;    # for people; holds no host path, no traceback and no secret
+}
+
+# Nodes -----------------------------------------------------------------------------------------
+
+enum NodeKind {
+  file @0;
+  directory @1;
+  symlink @2;
+  special @3;          # a FIFO, socket or device of a host directory: listed, never opened
+}
+
+enum Provenance {
+  # Where the times of a Stat come from.
+
+  unknown @0;          # not recorded: the times are 0 and mean nothing
+  wallClock @1;        # the service's clock when the change was made
+  tarHeader @2;
+  fatDirectoryEntry @3;
+  cpioHeader @4;
+  hostFilesystem @5;
+}
+
+struct Stat {
+  kind @0 :NodeKind;
+  executable @1 :Bool;
+  provenance @2 :Provenance;
+  linkCount @3 :UInt32;  # names of this node; 0 is a node that was removed while held
+  size @4 :UInt64;       # of a file its length, of a link its target's length in bytes, else 0
+  created @5 :Int64;
+  modified @6 :Int64;
+  nodeId @7 :UInt64;     # within the volume, stable for the life of the node
+  version @8 :UInt64;    # differs after every change of content or entries
+}
+
+struct Entry {
+  name @0 :Text;
+  stat @1 :Stat;
+  target @2 :Text;       # of a symbolic link: where it points, uninterpreted
+}
+
+struct Attributes {
+  # A change of attributes: what its flag does not name stays as it is.
+
+  setExecutable @0 :Bool;
+  executable @1 :Bool;
+  setModified @2 :Bool;
+  modified @3 :Int64;
+  setCreated @4 :Bool;   # `unsupported` where the storage cannot record it
+  created @5 :Int64;
+}
+
+struct Usage {
+  # Zero in a total means: no bound is known.
+
+  totalBytes @0 :UInt64;
+  usedBytes @1 :UInt64;
+  freeBytes @2 :UInt64;
+  totalNodes @3 :UInt64;
+  usedNodes @4 :UInt64;
+  label @5 :Text;        # of the volume, where it has one
+}
+
+# Authority -------------------------------------------------------------------------------------
+
+struct Policy {
+  # What `attenuate` takes away.  Fields left at their defaults take nothing away.  A policy that a
+  # service does not know or cannot enforce is refused with `unsupported`, never ignored.
+
+  readOnly @0 :Bool;
+  revocable @1 :Bool;      # hand out a Revoker together with the capability
+  expiresAt @2 :Int64;     # from then on every call answers `expired`; 0 is never
+  appendOnly @3 :Bool;
+  maxBytes @4 :UInt64;     # 0 is no bound
+  maxNodes @5 :UInt64;     # 0 is no bound
+  maxFileBytes @6 :UInt64; # 0 is no bound
+  callsPerSecond @7 :UInt32;
+  bytesPerSecond @8 :UInt64;
+  hiddenNames @9 :List(Text);
+  dryRun @10 :Bool;
+  traced @11 :Bool;
+}
+
+enum CapabilityKind {
+  directory @0;
+  file @1;
+  store @2;
+  namespace @3;
+}
+
+interface Revoker {
+  # Ends what one `attenuate` handed out.  Not tied to the capability it ends: dropping either does
+  # nothing to the other.
+
+  revoke @0 () -> (error :Error);
+  # Everything derived from the capability (opened files, subdirectories, further attenuations,
+  # saved references) answers `revoked` from now on, and its handles are released.  When this
+  # returns, nothing done through it takes effect any more, and the end of saved references is
+  # durable.  Revoking twice is no error.
+
+  status @1 () -> (revoked :Bool, derived :UInt32, error :Error);
+  # `derived`: how many attenuations and saved references hang below.
+}
+
+# File ------------------------------------------------------------------------------------------
+
+interface File {
+  # An open file.  It stays usable when its name is removed or renamed.  Every call is at an
+  # explicit offset; there is no shared position.  Calls may be in flight together; those that
+  # overlap are ordered only by awaiting one before sending the next.
+
+  read @0 (offset :UInt64, length :UInt32) -> (data :Data, eof :Bool, error :Error);
+  # Up to `length` bytes from `offset`.  `eof` says that the end of the file is at or before the
+  # end of `data`; a read past the end gives no data and `eof`.  The result may be shorter than
+  # asked for with `eof` false: ask again behind it.
+
+  write @1 (offset :UInt64, data :Data) -> (error :Error);
+  # All of `data` at `offset`, or an error.  A gap behind the old end reads as zeros.  Codes:
+  # readOnly, tooLarge, noSpace, quotaExceeded.
+
+  stat @2 () -> (stat :Stat, error :Error);
+
+  truncate @3 (size :UInt64) -> (error :Error);
+  # Cuts the file or extends it with zeros.  Codes: readOnly, tooLarge, noSpace, quotaExceeded.
+
+  sync @4 () -> (error :Error);
+  # When this returns, every change of this file that was answered before the call is durable, as
+  # far as the volume is durable at all.
+
+  close @5 () -> (error :Error);
+  # Releases the file now; every later call answers `closed`, closing again included as a success.
+  # Dropping the capability does the same without an answer.
+
+  append @6 (data :Data) -> (offset :UInt64, error :Error);
+  # Writes at the end, atomically with regard to other appends, and says where that was.
+  # Codes: as write.
+
+  readOnly @7 () -> (file :File, error :Error);
+  # The same file without the authority to change it.
+
+  attenuate @8 (policy :Policy) -> (file :File, revoker :Revoker, error :Error);
+  # The same file with less authority.  `revoker` is null unless policy.revocable.
+  # Codes: invalidArgument, unsupported.
+
+  setAttributes @9 (attributes :Attributes) -> (error :Error);
+  # Codes: readOnly, unsupported, invalidArgument.
+
+  save @10 (label :Text) -> (token :Text, error :Error);
+  # See Directory.save.
+}
+
+# Directory -------------------------------------------------------------------------------------
+
+const openWrite :UInt32 = 1;     # the file may be changed; without it the File is read-only
+const openCreate :UInt32 = 2;    # make an empty file where there is none; needs openWrite
+const openExclusive :UInt32 = 4; # `alreadyExists` where there is one; needs openCreate
+const openTruncate :UInt32 = 8;  # cut an existing file to 0 bytes; needs openWrite
+
+enum RenameMode {
+  replace @0;    # an existing target is replaced atomically
+  noReplace @1;  # an existing target is `alreadyExists`
+  exchange @2;   # both must exist; they change places atomically
+}
+
+enum Expect {
+  # What the caller of `remove` thinks it removes.
+
+  any @0;
+  notDirectory @1; # a directory is `isDirectory`
+  directory @2;    # anything else is `notDirectory`
+}
+
+interface Directory {
+  # A directory node, whatever it is called now: renaming it, or a directory above it, does not
+  # disturb its holder.  Nothing leads upwards.
+
+  open @0 (name :Text, flags :UInt32) -> (file :File, error :Error);
+  # Codes: notFound, alreadyExists, isDirectory, invalidName, invalidArgument (flags), readOnly,
+  # noSpace; `unsupported` for a symbolic link (resolve it yourself) and a special node.
+
+  list @1 (cursor :Data, limit :UInt32) -> (entries :List(Entry), cursor :Data, error :Error);
+  # One page of entries, in the order of their names' bytes.  The first cursor is empty; pass the
+  # returned one to go on; an empty one ends the listing.  `limit` 0 means as many as the service
+  # likes, which is also the bound.  Entries that nobody touches meanwhile appear exactly once,
+  # whatever else changes.  A cursor needs no release.  Codes: invalidArgument (cursor).
+
+  mkdir @2 (name :Text) -> (directory :Directory, error :Error);
+  # Codes: alreadyExists, invalidName, readOnly, noSpace.
+
+  remove @3 (name :Text, expect :Expect) -> (error :Error);
+  # Removes a name; a directory must be empty.  Files that are open live until they are released.
+  # Codes: notFound, notEmpty, isDirectory, notDirectory, invalidName, readOnly.
+
+  sub @4 (name :Text) -> (directory :Directory, error :Error);
+  # Codes: notFound, notDirectory (also for a symbolic link), invalidName.
+
+  create @5 (name :Text, executable :Bool) -> (file :File, error :Error);
+  # A new empty file, open for writing.  Codes: alreadyExists, invalidName, readOnly, noSpace.
+
+  rename @6 (name :Text, target :Directory, newName :Text, mode :RenameMode) -> (error :Error);
+  # Moves an entry, atomically.  `target` is a Directory of the same volume, this one included.
+  # Write authority is needed on both sides, and `target` must stand under every attenuation that
+  # this directory stands under: a node does not move out from under a policy (`denied`).
+  # A directory does not move into itself.  A file replaces only what is no directory, a directory
+  # only an empty directory.  Moving an entry onto itself, or onto another name of the same file,
+  # changes nothing.  Codes: notFound, alreadyExists, notEmpty, isDirectory, notDirectory,
+  # invalidName, invalidArgument (into itself; a target that is no Directory of this service),
+  # crossVolume, denied, readOnly, noSpace.
+
+  lookup @7 (name :Text) -> (entry :Entry, error :Error);
+  # What the name stands for, without opening it; of a link also its target.
+  # Codes: notFound, invalidName.
+
+  stat @8 () -> (stat :Stat, error :Error);
+
+  readOnly @9 () -> (directory :Directory, error :Error);
+  # The same directory without any authority to change what is in or below it.
+
+  attenuate @10 (policy :Policy) -> (directory :Directory, revoker :Revoker, error :Error);
+  # See File.attenuate; the policy holds for everything below.
+
+  sync @11 () -> (error :Error);
+  # As File.sync, for every change made below this directory.
+
+  symlink @12 (name :Text, target :Text) -> (error :Error);
+  # A symbolic link is data: 1 to 4095 bytes without NUL, neither resolved nor checked.
+  # Codes: alreadyExists, invalidName, invalidArgument (target), readOnly, noSpace.
+
+  link @13 (name :Text, target :Directory, newName :Text) -> (error :Error);
+  # A second name for the file `name`.  `target` as in rename; an existing newName is
+  # `alreadyExists`; a directory has one name only: isDirectory.
+
+  setAttributes @14 (name :Text, attributes :Attributes) -> (error :Error);
+  # Of an entry, or with an empty name of this directory.  A symbolic link's own attributes are
+  # meant, never its target's.  Codes: notFound, invalidName, readOnly, unsupported.
+
+  usage @15 () -> (usage :Usage, error :Error);
+
+  snapshot @16 () -> (directory :Directory, error :Error);
+  # A read-only Directory that shows this one, with all below, as it is now.  What it holds back is
+  # released when it is dropped.
+
+  watch @17 (watcher :Watcher) -> (watch :Watch, error :Error);
+  # Tells `watcher` of changes to the entries of this directory until `watch` is dropped.
+
+  ticket @18 () -> (ticket :Data, error :Error);
+  # A one-time word by which this service recognises the capability when it gets it as an
+  # argument.  It is worth nothing to anybody who could not call this.
+
+  save @19 (label :Text) -> (token :Text, error :Error);
+  # A reference that outlives the connection and the service's restart: Gate.restore(token) gives
+  # the same node with the same authority, for as long as the reference that this capability came
+  # from is not revoked.  The token is 43 characters of base64url and a secret; the service keeps
+  # only its digest.  The reference names the node, not the path: a node that is removed is
+  # `notFound` at restore, also if another takes its name.  `label` (at most 200 bytes) is shown
+  # in listings.  Codes: invalidArgument (label), tooLarge (too many references), unsupported.
+}
+
+struct Change {
+  kind @0 :ChangeKind;
+  name @1 :Text;
+  nodeId @2 :UInt64;
+}
+
+enum ChangeKind {
+  created @0;
+  removed @1;
+  modified @2;
+  overflow @3;   # changes were dropped: list again
+}
+
+interface Watcher {
+  # Served by the client.
+
+  changed @0 (changes :List(Change)) -> ();
+}
+
+interface Watch {
+  # The life of one watch; dropping it ends it.
+
+  close @0 () -> (error :Error);
+}
+
+# Store -----------------------------------------------------------------------------------------
+
+struct ObjectStat {
+  key @0 :Data;
+  size @1 :UInt64;
+  created @2 :Int64;
+  provenance @3 :Provenance;
+  version @4 :UInt64;      # of this key; higher after every put
+}
+
+struct Condition {
+  # What a put or delete demands of the key; `conflict` if it does not hold.
+
+  union {
+    none @0 :Void;
+    absent @1 :Void;
+    version @2 :UInt64;
+  }
+}
+
+struct BatchItem {
+  key @0 :Data;
+  condition @1 :Condition;
+  union {
+    put @2 :Data;
+    delete @3 :Void;
+  }
+}
+
+interface Store {
+  # Objects by key.  With an empty key a put is content-addressed: the key is the SHA-256 of the
+  # data, and a get verifies it.  Keys have 1 to 1024 bytes.  A put or delete that was answered is
+  # durable.
+
+  put @0 (data :Data, key :Data, condition :Condition)
+      -> (key :Data, version :UInt64, error :Error);
+  # Codes: readOnly, denied, conflict, tooLarge, noSpace, quotaExceeded, invalidArgument (key).
+
+  get @1 (key :Data) -> (data :Data, version :UInt64, error :Error);
+  # A whole object; one longer than a message is `tooLarge`: use read.  Codes: notFound, denied.
+
+  has @2 (key :Data) -> (present :Bool, error :Error);
+  # Codes: denied.
+
+  delete @3 (key :Data, condition :Condition) -> (error :Error);
+  # Codes: notFound, conflict, readOnly, denied.
+
+  list @4 (prefix :Data, cursor :Data, limit :UInt32)
+      -> (objects :List(ObjectStat), cursor :Data, error :Error);
+  # Pages as in Directory.list, in the order of the keys.  Codes: invalidArgument, denied.
+
+  stat @5 (key :Data) -> (stat :ObjectStat, error :Error);
+  # Codes: notFound, denied.
+
+  read @6 (key :Data, offset :UInt64, length :UInt32)
+      -> (data :Data, eof :Bool, version :UInt64, error :Error);
+  # A range of an object, as File.read.  Codes: notFound, denied.
+
+  begin @7 (key :Data, condition :Condition, size :UInt64) -> (sink :Sink, error :Error);
+  # A put in chunks, for objects of any permitted size.  `size` 0 means not known yet.
+  # Codes: as put.
+
+  batch @8 (items :List(BatchItem)) -> (versions :List(UInt64), error :Error);
+  # All of the changes or none.  Codes: as put and delete.
+
+  sync @9 () -> (error :Error);
+
+  usage @10 () -> (usage :Usage, error :Error);
+
+  getOnly @11 () -> (store :Store, error :Error);
+  # A store that gets by key and does nothing else: no list, no put, no delete.
+
+  putOnly @12 () -> (store :Store, error :Error);
+  # A drop box: puts new keys, and neither reads, lists nor tells what exists.
+
+  subStore @13 (prefix :Data) -> (store :Store, error :Error);
+  # The part of the key space below a prefix, as a store of its own.
+
+  attenuate @14 (policy :Policy) -> (store :Store, revoker :Revoker, error :Error);
+
+  ticket @15 () -> (ticket :Data, error :Error);
+
+  save @16 (label :Text) -> (token :Text, error :Error);
+}
+
+interface Sink {
+  # One chunked put.  Dropping it before `commit` leaves no trace.
+
+  write @0 (data :Data) -> (error :Error);
+  # Chunks are taken in the order in which they are sent.  Codes: tooLarge, noSpace.
+
+  commit @1 () -> (key :Data, version :UInt64, error :Error);
+  # The object appears, whole and durable.  Codes: as Store.put; closed.
+
+  abort @2 () -> (error :Error);
+}
+
+# Namespace -------------------------------------------------------------------------------------
+
+struct Binding {
+  name @0 :Text;
+  version @1 :UInt64;
+  union {
+    hash @2 :Data;         # of a content-addressed object
+    reference @3 :UInt64;  # the id of a saved reference
+  }
+}
+
+interface Namespace {
+  # Names for objects and for saved references, changed by compare-and-set.
+
+  resolve @0 (name :Text)
+      -> (binding :Binding, capability :Capability, kind :CapabilityKind, error :Error);
+  # `capability` is null for a hash.  Codes: notFound, invalidName.
+
+  bind @1 (name :Text, binding :Binding, condition :Condition)
+      -> (version :UInt64, error :Error);
+  # Codes: conflict, invalidName, readOnly.
+
+  unbind @2 (name :Text, condition :Condition) -> (error :Error);
+  # Codes: notFound, conflict, readOnly.
+
+  list @3 (cursor :Data, limit :UInt32)
+      -> (bindings :List(Binding), cursor :Data, error :Error);
+
+  sub @4 (name :Text) -> (namespace :Namespace, error :Error);
+
+  save @5 (label :Text) -> (token :Text, error :Error);
+}
+
+# Gate ------------------------------------------------------------------------------------------
+
+struct Limit {
+  name @0 :Text;
+  value @1 :UInt64;
+  unit @2 :Text;
+}
+
+struct ServiceInfo {
+  protocolVersion @0 :UInt32;
+  software @1 :Text;
+  limits @2 :List(Limit);
+}
+
+struct ReferenceInfo {
+  id @0 :UInt64;
+  label @1 :Text;
+  kind @2 :CapabilityKind;
+  volume @3 :Text;
+  policy @4 :Policy;       # everything taken away since the parent reference
+  created @5 :Int64;
+  lastUsed @6 :Int64;      # 0 is never
+  parent @7 :UInt64;       # the reference it was saved from; 0 for a volume's owner
+}
+
+interface Gate {
+  # What a connection begins with.  It gives nothing without a token.
+
+  restore @0 (token :Text)
+      -> (capability :Capability, kind :CapabilityKind, error :Error);
+  # What was saved under the token.  A token that is wrong, cut short, revoked or expired is
+  # `denied`, each with the same answer.  Codes: denied, notFound (the node is gone).
+
+  info @1 () -> (info :ServiceInfo, error :Error);
+
+  reference @2 (token :Text) -> (reference :Reference, error :Error);
+  # Control over the saved reference itself and over those saved below it.  Whoever holds a token
+  # may end it, so that a leaked one can be killed by whoever finds it.  Codes: denied.
+}
+
+interface Reference {
+  # One saved reference, and the tree of references saved below it.
+
+  status @0 () -> (info :ReferenceInfo, error :Error);
+
+  list @1 (cursor :Data, limit :UInt32)
+      -> (references :List(ReferenceInfo), cursor :Data, error :Error);
+  # Everything saved below, in the order of ids.  Never a token.  Codes: invalidArgument (cursor).
+
+  revoke @2 (id :UInt64) -> (error :Error);
+  # Ends the reference `id` (this one or one below) with all below it, as Revoker.revoke does.
+  # Ending a volume's owner reference makes the service issue another at its next start.
+  # Codes: notFound.
+}

@@ -1,0 +1,70 @@
+"""Every limit of capstore, in one place.
+
+Invariants: a limit that code enforces is a constant of this module and a row of `LIMITS`; what
+``capstore limits`` and ``Gate.info`` show is this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+NAME_BYTES_MAX: Final = 255
+SYMLINK_TARGET_BYTES_MAX: Final = 4095
+LABEL_BYTES_MAX: Final = 200
+TRANSFER_BYTES_MAX: Final = 1 * MIB
+PAGE_ENTRIES_MAX: Final = 1000
+PAGE_BYTES_MAX: Final = 512 * KIB
+MESSAGE_BYTES_MAX: Final = 2 * MIB
+MESSAGE_NESTING_MAX: Final = 32
+REFERENCES_MAX: Final = 65_536
+CONNECTIONS_MAX: Final = 1024
+CALLS_IN_FLIGHT_MAX: Final = 1024
+UNSENT_BYTES_MAX: Final = 8 * MIB
+STALL_SECONDS_MAX: Final = 60
+HANDSHAKE_SECONDS_MAX: Final = 10
+TICKET_SECONDS_MAX: Final = 10
+TICKETS_MAX: Final = 4096
+MEMORY_FILE_BYTES_MAX: Final = 16 * MIB
+MEMORY_TOTAL_BYTES_MAX: Final = 64 * MIB
+MEMORY_NODES_MAX: Final = 1_000_000
+WINDOW_REQUESTS: Final = 8
+WINDOW_BYTES: Final = 256 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One limit: its `name` on the wire, `value` in `unit`, and why it stands (`reason`)."""
+
+    name: str
+    value: int
+    unit: str
+    reason: str
+
+
+LIMITS: Final = (
+    Limit("maxNameBytes", NAME_BYTES_MAX, "bytes", "what POSIX filesystems hold"),
+    Limit("maxSymlinkTargetBytes", SYMLINK_TARGET_BYTES_MAX, "bytes", "PATH_MAX without its NUL"),
+    Limit("maxLabelBytes", LABEL_BYTES_MAX, "bytes", "labels are shown in listings"),
+    Limit("maxTransferBytes", TRANSFER_BYTES_MAX, "bytes", "content moved by one read or write"),
+    Limit("maxPageEntries", PAGE_ENTRIES_MAX, "entries", "one page of a listing"),
+    Limit("maxPageBytes", PAGE_BYTES_MAX, "bytes", "names and targets in one page of a listing"),
+    Limit("maxMessageBytes", MESSAGE_BYTES_MAX, "bytes", "refused before it is buffered"),
+    Limit("maxMessageNesting", MESSAGE_NESTING_MAX, "levels", "pointers below one another"),
+    Limit("maxReferences", REFERENCES_MAX, "references", "saved by one service"),
+    Limit("maxConnections", CONNECTIONS_MAX, "connections", "open to one service"),
+    Limit("maxCallsInFlight", CALLS_IN_FLIGHT_MAX, "calls", "of one connection; then it waits"),
+    Limit("maxUnsentBytes", UNSENT_BYTES_MAX, "bytes", "of answers a connection has not taken"),
+    Limit("maxStallSeconds", STALL_SECONDS_MAX, "seconds", "answers not taken, or half a message"),
+    Limit("maxHandshakeSeconds", HANDSHAKE_SECONDS_MAX, "seconds", "for TLS"),
+    Limit("maxTicketSeconds", TICKET_SECONDS_MAX, "seconds", "life of a one-time ticket"),
+    Limit("maxTickets", TICKETS_MAX, "tickets", "waiting to be used, in one service"),
+    Limit("memoryFileBytes", MEMORY_FILE_BYTES_MAX, "bytes", "default for memory:, per file"),
+    Limit("memoryTotalBytes", MEMORY_TOTAL_BYTES_MAX, "bytes", "default for memory:, in all"),
+    Limit("memoryNodes", MEMORY_NODES_MAX, "nodes", "default for memory:"),
+    Limit("windowRequests", WINDOW_REQUESTS, "requests", "a client's transfers in flight"),
+    Limit("windowBytes", WINDOW_BYTES, "bytes", "of one request of a client's transfer"),
+)

@@ -1,0 +1,1 @@
+"""capstore: capability-based storage over Cap'n Proto RPC."""
