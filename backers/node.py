@@ -9,8 +9,8 @@ Invariants that every implementation keeps, and the contract suite checks:
 * **Names** are single segments (`capstore.schema.names`); every method that takes one raises
   `InvalidName` for anything else.  No method follows a symbolic link.
 * **Errors** are `StorageError`; foreign exceptions end at the backer's edge.
-* **Cancellation**: a method that is cancelled has happened as a whole or not at all, and holds
-  nothing afterwards.  A `read_into` that was cancelled writes nothing more into its buffer.
+* **Cancellation**: when a cancelled method raises, it has happened as a whole or not at all,
+  nothing of it is still under way, and it holds nothing (`capstore.backers.workers`).
 * **The loop is never blocked**: what may wait for a device runs in a worker thread.
 * **Ownership**: a node that a method returns belongs to the caller.  Dropping the last reference
   to it releases what it holds; `FileNode.close` does the same at once.  An open file outlives its
@@ -178,13 +178,14 @@ class FileNode(Node):
         Less than ``len(view)`` only at the end of the file; 0 at and behind it.
         """
 
-    async def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset`; shorter only at the end of the file."""
-        length = max(0, min(length, await self.size() - offset))
-        buffer = bytearray(length)
-        with memoryview(buffer) as view:
-            got = await self.read_into(offset, view)
-        return bytes(buffer[:got]) if got < length else bytes(buffer)
+    async def read(self, offset: int, length: int) -> Buffer:
+        """Up to `length` bytes from `offset`, shorter only at the end of the file.
+
+        What is returned does not change when the file does.
+        """
+        buffer = bytearray(max(0, min(length, await self.size() - offset)))
+        got = await self.read_into(offset, memoryview(buffer))
+        return memoryview(buffer)[:got]
 
     @abstractmethod
     async def write(self, offset: int, data: Buffer) -> None:

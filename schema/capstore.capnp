@@ -479,6 +479,13 @@ interface Namespace {
   save @5 (label :Text) -> (token :Text, error :Error);
 }
 
+# Broken --------------------------------------------------------------------------------------
+
+interface Broken extends(File, Directory, Store, Namespace, Revoker, Reference) {
+  # What a failed call returns in place of a capability: every method of every interface answers
+  # with the error of that call.  Clients never ask for it by name.
+}
+
 # Gate ------------------------------------------------------------------------------------------
 
 struct Limit {

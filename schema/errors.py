@@ -236,6 +236,7 @@ _BY_ERRNO: dict[int, type[StorageError]] = {
     errno.EINVAL: InvalidArgument,
     errno.EXDEV: CrossVolume,
     errno.EBUSY: Busy,
+    errno.EADDRINUSE: Busy,
     errno.ETXTBSY: Busy,
     errno.EBADF: Closed,
     errno.ENOSYS: Unsupported,

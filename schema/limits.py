@@ -58,7 +58,7 @@ LIMITS: Final = (
     Limit("maxConnections", CONNECTIONS_MAX, "connections", "open to one service"),
     Limit("maxCallsInFlight", CALLS_IN_FLIGHT_MAX, "calls", "of one connection; then it waits"),
     Limit("maxUnsentBytes", UNSENT_BYTES_MAX, "bytes", "of answers a connection has not taken"),
-    Limit("maxStallSeconds", STALL_SECONDS_MAX, "seconds", "answers not taken, or half a message"),
+    Limit("maxStallSeconds", STALL_SECONDS_MAX, "seconds", "without taking an answer that waits"),
     Limit("maxHandshakeSeconds", HANDSHAKE_SECONDS_MAX, "seconds", "for TLS"),
     Limit("maxTicketSeconds", TICKET_SECONDS_MAX, "seconds", "life of a one-time ticket"),
     Limit("maxTickets", TICKETS_MAX, "tickets", "waiting to be used, in one service"),

@@ -3,7 +3,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-__file__: str
 
 def load(file_name: str, display_name: str | None = ..., imports: Sequence[str] = ...) -> Any: ...
 def kj_loop() -> AbstractAsyncContextManager[None]: ...

@@ -1,0 +1,114 @@
+"""How a capability server answers: one guard around every method.
+
+Invariants:
+
+* An expected failure is a result: ``error`` is set, every capability in the result is a broken one
+  that answers with the same error, and nothing else of the result is filled.
+* Nothing else leaves a method.  What is left over after `StorageError` is a bug: the traceback
+  goes to the log, the caller gets `internal`.
+* A session counts every call under way, for as long as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from capstore.schema import wire
+from capstore.schema.errors import InternalError, StorageError
+from capstore.service.messages import write_error
+
+log = logging.getLogger("capstore.service")
+
+# What an answer costs in memory besides the content it carries: message, tables, headers.
+ANSWER_BYTES = 512
+
+
+class Counted(Protocol):
+    """What a session offers to the calls it carries."""
+
+    def call_begins(self) -> None:
+        """One more call is under way."""
+
+    def call_ends(self) -> None:
+        """One fewer."""
+
+    def answer_queued(self, size: int) -> None:
+        """`size` bytes of answers wait to be taken."""
+
+
+class Served(Protocol):
+    """A capability server: it belongs to a session."""
+
+    session: Counted
+
+
+S = TypeVar("S", bound=Served)
+
+
+def answers(
+    method: Callable[[S, Any, Any], Awaitable[None]],
+) -> Callable[[S, Any], Awaitable[None]]:
+    """Makes ``async def m(self, params, results)`` the ``m_context`` that pycapnp calls."""
+
+    @functools.wraps(method)
+    async def answer(self: S, context: Any) -> None:
+        session = self.session
+        session.call_begins()
+        results = None
+        try:
+            results = context.results
+            await method(self, context.params, results)
+        except StorageError as error:
+            fail(results, error, session)
+        except Exception:
+            log.exception("a bug in %s.%s", type(self).__name__, method.__name__)
+            fail(results, InternalError("the service has a bug; its log knows more"), session)
+        finally:
+            session.answer_queued(ANSWER_BYTES)
+            session.call_ends()
+
+    return answer
+
+
+def fail(results: Any, error: StorageError, session: Counted) -> None:
+    """Makes `results` the answer of a failed call."""
+    schema = results.schema
+    for field in _capability_fields(schema.node.id, schema):
+        setattr(results, field, BrokenServer(error, session))
+    write_error(results.init("error"), error)
+
+
+_fields_by_schema: dict[int, tuple[str, ...]] = {}
+
+
+def _capability_fields(schema_id: int, schema: Any) -> tuple[str, ...]:
+    """The fields of a result struct that hold a capability, but for the optional `revoker`."""
+    fields = _fields_by_schema.get(schema_id)
+    if fields is None:
+        fields = tuple(
+            name
+            for name, field in schema.fields.items()
+            if field.proto.slot.type.which() in ("interface", "anyPointer")
+        )
+        _fields_by_schema[schema_id] = fields
+    return fields
+
+
+class BrokenServer(wire.Broken.Server):  # type: ignore[misc]
+    """Stands where a capability should be: answers every method of every interface with `error`."""
+
+    def __init__(self, error: StorageError, session: Counted) -> None:
+        self.error = error
+        self.session = session
+
+    def __getattr__(self, name: str) -> Callable[[Any], Awaitable[None]]:
+        # pycapnp looks up NAME_context for each call it dispatches.
+        if not name.endswith("_context"):
+            raise AttributeError(name)
+        return self._answer
+
+    async def _answer(self, context: Any) -> None:
+        fail(context.results, self.error, self.session)

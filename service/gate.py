@@ -1,0 +1,110 @@
+"""The Gate: what a connection begins with, and control over saved references.
+
+Invariants: without a token nothing is to be had here but the protocol version and the limits.  A
+refusal says the same and takes as long whatever was wrong with the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from capstore.schema import wire
+from capstore.schema.errors import InvalidArgument, NotFound
+from capstore.schema.limits import LIMITS, PAGE_ENTRIES_MAX
+from capstore.service.dispatch import answers
+from capstore.service.messages import read_text, write_policy
+from capstore.service.references import Reference
+from capstore.service.servers import server_for
+
+if TYPE_CHECKING:
+    from capstore.service.session import Session
+
+
+class GateServer(wire.Gate.Server):  # type: ignore[misc]
+    """The bootstrap capability of one connection."""
+
+    def __init__(self, session: Session, software: str) -> None:
+        self.session = session
+        self._software = software
+
+    @answers
+    async def restore_context(self, params: Any, results: Any) -> None:
+        node = await self.session.authority.restore(_token(params))
+        results.capability = server_for(self.session, node)
+        results.kind = node.wire_kind
+
+    @answers
+    async def info_context(self, params: Any, results: Any) -> None:
+        info = results.init("info")
+        info.protocolVersion = wire.protocolVersion
+        info.software = self._software
+        limits = info.init("limits", len(LIMITS))
+        for index, limit in enumerate(LIMITS):
+            limits[index].name = limit.name
+            limits[index].value = limit.value
+            limits[index].unit = limit.unit
+
+    @answers
+    async def reference_context(self, params: Any, results: Any) -> None:
+        reference = self.session.authority.controlled_by(_token(params))
+        results.reference = ReferenceServer(self.session, reference.id)
+
+
+class ReferenceServer(wire.Reference.Server):  # type: ignore[misc]
+    """Control over one saved reference and those below it."""
+
+    def __init__(self, session: Session, reference_id: int) -> None:
+        self.session = session
+        self._id = reference_id
+
+    @answers
+    async def status_context(self, params: Any, results: Any) -> None:
+        _write_info(results.init("info"), self.session.authority.status(self._id))
+
+    @answers
+    async def list_context(self, params: Any, results: Any) -> None:
+        references = _page_after(self.session.authority.below(self._id), params.cursor)
+        limit = min(params.limit or PAGE_ENTRIES_MAX, PAGE_ENTRIES_MAX)
+        page = references[:limit]
+        builders = results.init("references", len(page))
+        for index, reference in enumerate(page):
+            _write_info(builders[index], reference)
+        if len(references) > limit:
+            results.cursor = page[-1].id.to_bytes(8, "little")
+
+    @answers
+    async def revoke_context(self, params: Any, results: Any) -> None:
+        authority = self.session.authority
+        ids = {self._id} | {reference.id for reference in authority.below(self._id)}
+        if params.id not in ids:
+            raise NotFound("no such reference below this one")
+        await authority.revoke_reference(params.id)
+
+
+def _token(params: Any) -> str:
+    """The token, or what is none: bad UTF-8 must be refused like any other wrong token."""
+    try:
+        return read_text(params, "token")
+    except InvalidArgument:
+        return ""
+
+
+def _page_after(references: Sequence[Reference], cursor: bytes) -> Sequence[Reference]:
+    if not cursor:
+        return references
+    if len(cursor) != 8:
+        raise InvalidArgument("not a cursor of this listing")
+    last = int.from_bytes(cursor, "little")
+    return [reference for reference in references if reference.id > last]
+
+
+def _write_info(builder: Any, reference: Reference) -> None:
+    builder.id = reference.id
+    builder.label = reference.label
+    builder.kind = reference.kind
+    builder.volume = reference.volume
+    write_policy(builder.init("policy"), reference.policy)
+    builder.created = reference.created
+    builder.lastUsed = reference.last_used
+    builder.parent = reference.parent

@@ -1,0 +1,399 @@
+"""Capabilities of a service as Python objects: `Directory`, `File`, `Revoker`, `ReferenceControl`.
+
+Invariants:
+
+* `Directory` and `File` are nodes (`capstore.backers.node`): whatever works on a backer's node
+  works on a remote one, and raises the same errors.
+* Failures of storage raise `StorageError`, failures of the connection `TransportError`; nothing of
+  pycapnp crosses this edge.
+* An object belongs to the event loop it was made on.  Dropping the last reference to it lets the
+  service release what it held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import capnp
+
+from capstore.backers.node import (
+    Attributes,
+    Buffer,
+    DirectoryNode,
+    Entry,
+    Expect,
+    FileNode,
+    OpenFlags,
+    Page,
+    RenameMode,
+    Stat,
+    Usage,
+)
+from capstore.schema.errors import (
+    Corrupt,
+    CrossVolume,
+    Disconnected,
+    InvalidArgument,
+    TooLarge,
+    TransportError,
+)
+from capstore.schema.limits import PAGE_ENTRIES_MAX, TRANSFER_BYTES_MAX
+from capstore.schema.names import check_name
+from capstore.service.grants import Policy
+from capstore.service.messages import (
+    read_entry,
+    read_error,
+    read_stat,
+    read_text,
+    read_usage,
+    write_attributes,
+    write_policy,
+)
+
+_UINT64_MAX = 2**64 - 1
+
+# How a file is opened whose content is to be replaced.
+REPLACE = OpenFlags.WRITE | OpenFlags.CREATE | OpenFlags.TRUNCATE
+
+
+async def answer_of(promise: Awaitable[Any]) -> Any:
+    """The results of a call; raises what its ``error`` says, or `TransportError`."""
+    try:
+        response = await promise
+    except capnp.KjException as error:
+        raise transport_error(error) from None
+    if response._has("error"):
+        raise read_error(response.error)
+    return response
+
+
+def transport_error(error: capnp.KjException) -> TransportError:
+    """What an RPC exception means to a caller."""
+    if error.type == "DISCONNECTED":
+        return Disconnected("the connection to the service is gone")
+    return TransportError(f"the call failed in transport: {error.description}")
+
+
+def checked_offset(value: int) -> int:
+    """`value` if it is an offset or size, else raises `InvalidArgument`."""
+    if not 0 <= value <= _UINT64_MAX:
+        raise InvalidArgument("offsets and sizes are not negative and have 64 bits")
+    return value
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument("not valid UTF-8") from None
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowed:
+    """What `attenuate` hands out: the weaker capability, and the power to end it if asked for."""
+
+    capability: Any
+    revoker: Revoker | None
+
+
+class _Remote:
+    """What every remote capability has."""
+
+    __slots__ = ("_capability",)
+
+    def __init__(self, capability: Any) -> None:
+        self._capability = capability
+
+    async def _attenuate(self, policy: Policy, *, revocable: bool) -> Any:
+        request = self._capability.attenuate_request()
+        write_policy(request.init("policy"), policy, revocable=revocable)
+        return await answer_of(request.send())
+
+    async def stat(self) -> Stat:
+        return read_stat((await answer_of(self._capability.stat())).stat)
+
+    async def sync(self) -> None:
+        await answer_of(self._capability.sync())
+
+    async def save(self, label: str = "") -> str:
+        """Saves a reference that outlives this connection; returns its token, which is a secret.
+
+        Raises `InvalidArgument` (label), `TooLarge` (too many references), `Unsupported`.
+        """
+        return str((await answer_of(self._capability.save(_text(label)))).token)
+
+
+class File(_Remote, FileNode):
+    """A file of a service."""
+
+    __slots__ = ()
+
+    def start_read(self, offset: int, length: int) -> Any:
+        """Sends a read and returns its promise, for `finish_read`: several may be in flight."""
+        request = self._capability.read_request()
+        request.offset = checked_offset(offset)
+        request.length = min(length, TRANSFER_BYTES_MAX)
+        return request.send()
+
+    @staticmethod
+    async def finish_read(promise: Any) -> tuple[bytes, bool]:
+        """The data of a read, and whether the file ends behind it."""
+        response = await answer_of(promise)
+        return response.data, response.eof
+
+    def start_write(self, offset: int, data: Buffer) -> Any:
+        """Sends a write of at most `TRANSFER_BYTES_MAX` bytes and returns its promise."""
+        request = self._capability.write_request()
+        request.offset = checked_offset(offset)
+        request.data = _sendable(data)
+        return request.send()
+
+    async def read(self, offset: int, length: int) -> Buffer:
+        data, eof = await self.finish_read(self.start_read(offset, length))
+        if eof or len(data) >= length or not data:
+            return data
+        pieces = [data]
+        got = len(data)
+        while got < length and not eof:
+            data, eof = await self.finish_read(self.start_read(offset + got, length - got))
+            if not data and not eof:
+                raise Corrupt("the service answers a read with nothing")
+            pieces.append(data)
+            got += len(data)
+        return b"".join(pieces)
+
+    async def read_into(self, offset: int, view: memoryview) -> int:
+        data = await self.read(offset, len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        await answer_of(self.start_write(offset, data))
+
+    async def append(self, data: Buffer) -> int:
+        return int((await answer_of(self._capability.append(_sendable(data)))).offset)
+
+    async def truncate(self, size: int) -> None:
+        await answer_of(self._capability.truncate(checked_offset(size)))
+
+    async def set_attributes(self, change: Attributes) -> None:
+        request = self._capability.setAttributes_request()
+        write_attributes(request.init("attributes"), change)
+        await answer_of(request.send())
+
+    async def close(self) -> None:
+        await answer_of(self._capability.close())
+
+    async def read_only(self) -> File:
+        """The same file without the authority to change it."""
+        return File((await answer_of(self._capability.readOnly())).file)
+
+    async def attenuate(self, policy: Policy, *, revocable: bool = False) -> Narrowed:
+        """The same file with less authority.  Raises `InvalidArgument`, `Unsupported`."""
+        response = await self._attenuate(policy, revocable=revocable)
+        return Narrowed(File(response.file), Revoker(response.revoker) if revocable else None)
+
+
+class Directory(_Remote, DirectoryNode):
+    """A directory of a service."""
+
+    __slots__ = ()
+
+    async def lookup(self, name: str) -> Entry:
+        response = await answer_of(self._capability.lookup(check_name(name)))
+        return read_entry(response.entry)
+
+    async def list(self, after: str = "", limit: int = PAGE_ENTRIES_MAX) -> Page:
+        request = self._capability.list_request()
+        request.cursor = after.encode()
+        request.limit = max(0, min(limit, PAGE_ENTRIES_MAX))
+        response = await answer_of(request.send())
+        return Page([read_entry(entry) for entry in response.entries], response._has("cursor"))
+
+    async def open(self, name: str, flags: OpenFlags = OpenFlags.READ) -> File:
+        response = await answer_of(self._start_open(name, flags))
+        return File(response.file)
+
+    def _start_open(self, name: str, flags: OpenFlags) -> Any:
+        return self._capability.open(check_name(name), int(flags) & 0xFFFFFFFF)
+
+    async def create(self, name: str, *, executable: bool = False) -> File:
+        response = await answer_of(self._capability.create(check_name(name), executable))
+        return File(response.file)
+
+    async def mkdir(self, name: str) -> Directory:
+        return Directory((await answer_of(self._capability.mkdir(check_name(name)))).directory)
+
+    async def sub(self, name: str) -> Directory:
+        return Directory((await answer_of(self._capability.sub(check_name(name)))).directory)
+
+    async def at(self, path: Sequence[str]) -> Directory:
+        """The directory below this one at `path`, in one round trip whatever its length.
+
+        Raises `NotFound`, `NotDirectory` (also for a symbolic link on the way).
+        """
+        if not path:
+            return self
+        capability = self._capability
+        for name in path[:-1]:
+            capability = capability.sub(check_name(name)).directory
+        response = await answer_of(capability.sub(check_name(path[-1])))
+        return Directory(response.directory)
+
+    def pipelined(self, path: Sequence[str]) -> Directory:
+        """The directory at `path` without waiting for it: its first call tells whether it is."""
+        capability = self._capability
+        for name in path:
+            capability = capability.sub(check_name(name)).directory
+        return Directory(capability)
+
+    async def read_file(self, name: str) -> tuple[bytes, bool, File]:
+        """The first `TRANSFER_BYTES_MAX` bytes of the file `name`, whether that was all of it, and
+        the file: one round trip.  Raises as `open` and `FileNode.read`."""
+        opened = self._start_open(name, OpenFlags.READ)
+        data, eof = await File.finish_read(opened.file.read(0, TRANSFER_BYTES_MAX))
+        return data, eof, File(opened.file)
+
+    async def write_file(self, name: str, data: Buffer, flags: OpenFlags = REPLACE) -> File:
+        """Opens the file `name` (by default made or emptied) and writes `data`, at most
+        `TRANSFER_BYTES_MAX` bytes, at its start: one round trip.  Returns it open for writing."""
+        opened = self._start_open(name, flags)
+        file = File(opened.file)
+        await answer_of(file.start_write(0, data))
+        return file
+
+    async def remove(self, name: str, expect: Expect = Expect.ANY) -> None:
+        await answer_of(self._capability.remove(check_name(name), expect.value))
+
+    async def rename(
+        self,
+        name: str,
+        target: DirectoryNode,
+        new_name: str,
+        mode: RenameMode = RenameMode.REPLACE,
+    ) -> None:
+        request = self._capability.rename_request()
+        request.name, request.newName = check_name(name), check_name(new_name)
+        request.target, request.mode = _capability_of(target), mode.value
+        await answer_of(request.send())
+
+    async def link(self, name: str, target: DirectoryNode, new_name: str) -> None:
+        request = self._capability.link_request()
+        request.name, request.newName = check_name(name), check_name(new_name)
+        request.target = _capability_of(target)
+        await answer_of(request.send())
+
+    async def symlink(self, name: str, target: str) -> None:
+        await answer_of(self._capability.symlink(check_name(name), _text(target)))
+
+    async def set_attributes(self, change: Attributes, name: str = "") -> None:
+        request = self._capability.setAttributes_request()
+        request.name = check_name(name) if name else ""
+        write_attributes(request.init("attributes"), change)
+        await answer_of(request.send())
+
+    async def usage(self) -> Usage:
+        return read_usage((await answer_of(self._capability.usage())).usage)
+
+    async def snapshot(self) -> Directory:
+        return Directory((await answer_of(self._capability.snapshot())).directory)
+
+    async def read_only(self) -> Directory:
+        """The same directory without the authority to change what is in or below it."""
+        return Directory((await answer_of(self._capability.readOnly())).directory)
+
+    async def attenuate(self, policy: Policy, *, revocable: bool = False) -> Narrowed:
+        """The same directory with less authority.  Raises `InvalidArgument`, `Unsupported`."""
+        response = await self._attenuate(policy, revocable=revocable)
+        return Narrowed(
+            Directory(response.directory), Revoker(response.revoker) if revocable else None
+        )
+
+
+class Revoker:
+    """The power to end one attenuation."""
+
+    __slots__ = ("_capability",)
+
+    def __init__(self, capability: Any) -> None:
+        self._capability = capability
+
+    async def revoke(self) -> None:
+        """Ends it, with everything derived from it; ending it again is no error."""
+        await answer_of(self._capability.revoke())
+
+    async def status(self) -> tuple[bool, int]:
+        """Whether it has ended, and how many attenuations and saved references hang below."""
+        response = await answer_of(self._capability.status())
+        return response.revoked, response.derived
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceInfo:
+    """A saved reference as its listing shows it; times in ns since 1970, 0 for never."""
+
+    id: int
+    label: str
+    kind: str
+    volume: str
+    policy: Policy
+    created: int
+    last_used: int
+    parent: int
+
+
+class ReferenceControl:
+    """Control over one saved reference and those saved below it."""
+
+    __slots__ = ("_capability",)
+
+    def __init__(self, capability: Any) -> None:
+        self._capability = capability
+
+    async def status(self) -> ReferenceInfo:
+        """The reference itself.  Raises `Denied` when it has ended."""
+        return _read_info((await answer_of(self._capability.status())).info)
+
+    async def list(self) -> Sequence[ReferenceInfo]:
+        """Everything saved below it, in the order of ids."""
+        result: list[ReferenceInfo] = []
+        cursor = b""
+        while True:
+            response = await answer_of(self._capability.list(cursor, PAGE_ENTRIES_MAX))
+            result.extend(_read_info(reader) for reader in response.references)
+            if not response._has("cursor"):
+                return result
+            cursor = response.cursor
+
+    async def revoke(self, reference_id: int) -> None:
+        """Ends the reference of this id, itself or below.  Raises `NotFound`."""
+        await answer_of(self._capability.revoke(reference_id))
+
+
+def _read_info(reader: Any) -> ReferenceInfo:
+    return ReferenceInfo(
+        id=reader.id,
+        label=read_text(reader, "label", what=Corrupt),
+        kind=str(reader.kind),
+        volume=read_text(reader, "volume", what=Corrupt),
+        policy=Policy(read_only=reader.policy.readOnly, expires_at=reader.policy.expiresAt),
+        created=reader.created,
+        last_used=reader.lastUsed,
+        parent=reader.parent,
+    )
+
+
+def _capability_of(target: DirectoryNode) -> Any:
+    if not isinstance(target, Directory):
+        raise CrossVolume("the target is no directory of a service")
+    return target._capability
+
+
+def _sendable(data: Buffer) -> bytes | memoryview:
+    """What pycapnp takes; raises `TooLarge` before it is sent."""
+    if len(data) > TRANSFER_BYTES_MAX:
+        raise TooLarge(f"one write moves at most {TRANSFER_BYTES_MAX} bytes")
+    return memoryview(data) if isinstance(data, bytearray) else data

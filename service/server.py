@@ -1,0 +1,259 @@
+"""The service: volumes behind a Gate, on sockets, from start to clean stop.
+
+Invariants:
+
+* A socket file has mode 0600 before anything can connect to it, and is removed at the stop.
+* A connection gets a `Session` of its own; what goes wrong on it ends it and nothing else.
+* `stop` closes the doors first, then the connections, then flushes and closes the volumes and the
+  state: what was acknowledged is on disk when it returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import capnp
+
+from capstore.backers.node import Volume
+from capstore.backers.workers import in_worker
+from capstore.schema.errors import Busy, InvalidArgument, StorageError, from_os_error
+from capstore.schema.limits import (
+    CONNECTIONS_MAX,
+    HANDSHAKE_SECONDS_MAX,
+    MESSAGE_BYTES_MAX,
+    MESSAGE_NESTING_MAX,
+    STALL_SECONDS_MAX,
+)
+from capstore.service.authority import Authority
+from capstore.service.gate import GateServer
+from capstore.service.loop import kj_loop_running
+from capstore.service.session import MeteredTransport, Session, TicketTable
+from capstore.service.state import StateDirectory
+from capstore.service.uri import CapabilityURI
+
+log = logging.getLogger("capstore.service")
+
+_BYTES_PER_WORD = 8
+
+
+class Service:
+    """A running service; made by `start`."""
+
+    def __init__(self, volumes: Mapping[str, Volume], state: StateDirectory, software: str) -> None:
+        self._volumes = dict(volumes)
+        self._state = state
+        self._software = software
+        self._authority = Authority(self._volumes, state.references, state.owner_key)
+        self._tickets: TicketTable = {}
+        self._sessions: dict[Session, capnp.TwoPartyServer | None] = {}
+        self._numbers = itertools.count(1)
+        self._listeners: list[asyncio.Server] = []
+        self._sockets: list[tuple[Path, int]] = []
+        self._addresses: list[CapabilityURI] = []
+
+    def __repr__(self) -> str:
+        return (
+            f"<Service of {', '.join(self._volumes)}: {len(self._listeners)} listeners, "
+            f"{len(self._sessions)} sessions>"
+        )
+
+    # Listening ---------------------------------------------------------------------------------
+
+    async def listen_unix(self, path: Path) -> None:
+        """Listens on the unix socket `path` with mode 0600.
+
+        A socket file that nobody listens on is replaced.  Raises `Busy` where somebody does,
+        `InvalidArgument` for a path too long, and what stands for an OSError.
+        """
+        try:
+            bound, full_path, inode = await in_worker(lambda: _bind_unix(path))
+        except OSError as error:
+            raise from_os_error(error, f'the socket "{path.name}"') from error
+        self._sockets.append((full_path, inode))
+        loop = asyncio.get_running_loop()
+        self._listeners.append(await loop.create_unix_server(self._protocol, sock=bound))
+        self._addresses.append(CapabilityURI("", socket=str(full_path)))
+
+    async def listen_tls(self, host: str, port: int) -> None:
+        """Listens on TCP with TLS 1.3; `port` 0 takes a free one.
+
+        Raises `Busy` for a port in use and what stands for any other OSError.
+        """
+        key = await in_worker(self._state.service_key)
+        loop = asyncio.get_running_loop()
+        try:
+            listener = await loop.create_server(
+                self._protocol,
+                host,
+                port,
+                ssl=key.server_context(),
+                ssl_handshake_timeout=HANDSHAKE_SECONDS_MAX,
+            )
+        except OSError as error:
+            raise from_os_error(error, f"listening on {host}:{port}") from error
+        self._listeners.append(listener)
+        port = listener.sockets[0].getsockname()[1]
+        self._addresses.append(CapabilityURI("", host=host, port=port, fingerprint=key.fingerprint))
+
+    def owner_uris(self) -> list[tuple[str, CapabilityURI]]:
+        """For each volume and each address: the volume's name and the URI of all of it."""
+        return [
+            (name, address.with_token(self._authority.owner_token(name)))
+            for name in self._volumes
+            for address in self._addresses
+        ]
+
+    # Connections -------------------------------------------------------------------------------
+
+    def _protocol(self) -> Any:
+        """The asyncio protocol of a new connection, as pycapnp makes it."""
+        session = Session(next(self._numbers), self._authority, self._tickets)
+
+        def connected(stream: capnp.AsyncIoStream) -> Any:
+            metered = MeteredTransport(protocol.transport, session)
+            protocol.transport = metered
+            return self._serve(session, stream)
+
+        # pycapnp's create_server does just this, but keeps the protocol, hence the transport, to
+        # itself.
+        protocol = capnp.AsyncIoStream._connect(connected)
+        return protocol
+
+    async def _serve(self, session: Session, stream: capnp.AsyncIoStream) -> None:
+        """Serves one connection to its end."""
+        if len(self._sessions) >= CONNECTIONS_MAX:
+            log.warning("over %d connections: one more is refused", CONNECTIONS_MAX)
+            return
+        self._sessions[session] = None
+        try:
+            rpc = capnp.TwoPartyServer(
+                stream,
+                bootstrap=GateServer(session, self._software),
+                traversal_limit_in_words=MESSAGE_BYTES_MAX // _BYTES_PER_WORD,
+                nesting_limit=MESSAGE_NESTING_MAX,
+            )
+            self._sessions[session] = rpc
+            await rpc.on_disconnect()
+        except capnp.KjException as error:
+            log.info("%r ended: %s", session, error.description)
+        finally:
+            del self._sessions[session]
+            session.close()
+
+    async def watch_connections(self) -> None:
+        """Cuts off peers that take nothing; runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(STALL_SECONDS_MAX / 6)
+            for session in list(self._sessions):
+                if session.transport is not None:
+                    session.transport.cut_if_stalled()
+
+    # Stopping ----------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """Stops in order; see the module's invariants.
+
+        Raises the first failure, when everything else has been closed all the same.
+        """
+        self._close_doors()
+        closings = [volume.close for volume in self._volumes.values()] + [self._authority.commit]
+        failures = []
+        for close in closings:
+            try:
+                await close()
+            except StorageError as error:
+                failures.append(error)
+        self._state.close()
+        if failures:
+            raise failures[0]
+
+    def _close_doors(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        for path, inode in self._sockets:
+            with suppress(OSError):
+                if path.lstat().st_ino == inode:
+                    path.unlink()
+        for session, rpc in list(self._sessions.items()):
+            if rpc is not None:
+                rpc.close()
+            if session.transport is not None:
+                session.transport.close()
+
+    async def prepare(self) -> None:
+        """Makes the owner references; to be called once, before listening."""
+        await self._authority.ensure_owners()
+
+
+def start(
+    volumes: Mapping[str, Volume], state: StateDirectory, *, software: str = "capstore"
+) -> AbstractAsyncContextManager[Service]:
+    """A running service over `volumes`, by name; it owns them and `state` from here on.
+
+    Leaving the context stops it.  It listens nowhere until told to.
+    """
+    return _running(volumes, state, software)
+
+
+@asynccontextmanager
+async def _running(
+    volumes: Mapping[str, Volume], state: StateDirectory, software: str
+) -> AsyncIterator[Service]:
+    service = Service(volumes, state, software)
+    async with kj_loop_running():
+        watcher = asyncio.create_task(service.watch_connections())
+        try:
+            await service.prepare()
+            yield service
+        finally:
+            watcher.cancel()
+            await service.stop()
+
+
+def _bind_unix(path: Path) -> tuple[socket.socket, Path, int]:
+    """A bound socket that nobody can connect to yet, the path and inode of its private file."""
+    path = path.absolute()
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES_MAX:
+        raise InvalidArgument(
+            f"the path of a unix socket has at most {_SOCKET_PATH_BYTES_MAX} bytes; this one has "
+            f"{len(os.fsencode(path))}"
+        )
+    _remove_stale(path)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        bound.bind(str(path))
+        # Until listen() nobody can connect, so nobody does with the mode that umask gave.
+        path.chmod(0o600)
+        inode = path.lstat().st_ino
+    except BaseException:
+        bound.close()
+        raise
+    return bound, path, inode
+
+
+_SOCKET_PATH_BYTES_MAX = 107
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise Busy(f'"{path.name}" is there and is no socket')
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+    raise Busy(f'another service listens on "{path.name}"')

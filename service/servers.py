@@ -1,0 +1,244 @@
+"""The capability servers: Directory, File and Revoker over guarded nodes.
+
+Invariants: a server holds a guarded node and nothing else of the storage, so dropping the server
+releases what the capability held.  Every method of the interface is here; what the node cannot do
+it answers itself.  Authority is the guard's business, the shape of messages that of `messages`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from capstore.backers.node import Expect, OpenFlags, RenameMode
+from capstore.schema import wire
+from capstore.schema.limits import PAGE_ENTRIES_MAX, TRANSFER_BYTES_MAX
+from capstore.service.dispatch import answers
+from capstore.service.grants import Grant, Policy
+from capstore.service.guard import GuardedDirectory, GuardedFile
+from capstore.service.messages import (
+    enum_of,
+    read_attributes,
+    read_cursor,
+    read_name,
+    read_policy,
+    read_text,
+    write_entry,
+    write_page,
+    write_stat,
+    write_usage,
+)
+
+if TYPE_CHECKING:
+    from capstore.service.session import Session
+
+READ_ONLY = Policy(read_only=True)
+
+
+class FileServer(wire.File.Server):  # type: ignore[misc]
+    """Serves one open file."""
+
+    def __init__(self, session: Session, file: GuardedFile) -> None:
+        self.session = session
+        self._file = file
+
+    @answers
+    async def read_context(self, params: Any, results: Any) -> None:
+        offset = params.offset
+        length = min(params.length, TRANSFER_BYTES_MAX)
+        await self.session.room_for(length)
+        data = await self._file.read(offset, length)
+        got = len(data)
+        results.eof = got < length or offset + got >= await self._file.size()
+        results.data = data
+        self.session.answer_queued(got)
+
+    @answers
+    async def write_context(self, params: Any, results: Any) -> None:
+        await self._file.write(params.offset, params.data)
+
+    @answers
+    async def stat_context(self, params: Any, results: Any) -> None:
+        write_stat(results.init("stat"), await self._file.stat())
+
+    @answers
+    async def truncate_context(self, params: Any, results: Any) -> None:
+        await self._file.truncate(params.size)
+
+    @answers
+    async def sync_context(self, params: Any, results: Any) -> None:
+        await self._file.sync()
+
+    @answers
+    async def close_context(self, params: Any, results: Any) -> None:
+        await self._file.close()
+
+    @answers
+    async def append_context(self, params: Any, results: Any) -> None:
+        results.offset = await self._file.append(params.data)
+
+    @answers
+    async def readOnly_context(self, params: Any, results: Any) -> None:
+        results.file = FileServer(self.session, self._file.narrowed(READ_ONLY))
+
+    @answers
+    async def attenuate_context(self, params: Any, results: Any) -> None:
+        policy, revocable = read_policy(params.policy)
+        narrowed = self._file.narrowed(policy)
+        results.file = FileServer(self.session, narrowed)
+        if revocable:
+            results.revoker = RevokerServer(self.session, narrowed.grant)
+
+    @answers
+    async def setAttributes_context(self, params: Any, results: Any) -> None:
+        await self._file.set_attributes(read_attributes(params.attributes))
+
+    @answers
+    async def save_context(self, params: Any, results: Any) -> None:
+        results.token = await self.session.authority.save(self._file, read_text(params, "label"))
+
+
+class DirectoryServer(wire.Directory.Server):  # type: ignore[misc]
+    """Serves one directory."""
+
+    def __init__(self, session: Session, directory: GuardedDirectory) -> None:
+        self.session = session
+        self._directory = directory
+
+    def _serve(self, directory: GuardedDirectory) -> DirectoryServer:
+        return DirectoryServer(self.session, directory)
+
+    @answers
+    async def open_context(self, params: Any, results: Any) -> None:
+        file = await self._directory.open(read_name(params), OpenFlags(params.flags))
+        results.file = FileServer(self.session, file)
+
+    @answers
+    async def list_context(self, params: Any, results: Any) -> None:
+        limit = min(params.limit or PAGE_ENTRIES_MAX, PAGE_ENTRIES_MAX)
+        page = await self._directory.list(read_cursor(params), limit)
+        size = len(page.entries) * _ENTRY_BYTES
+        await self.session.room_for(size)
+        write_page(results, page)
+        self.session.answer_queued(size)
+
+    @answers
+    async def mkdir_context(self, params: Any, results: Any) -> None:
+        results.directory = self._serve(await self._directory.mkdir(read_name(params)))
+
+    @answers
+    async def remove_context(self, params: Any, results: Any) -> None:
+        await self._directory.remove(read_name(params), enum_of(Expect, params.expect))
+
+    @answers
+    async def sub_context(self, params: Any, results: Any) -> None:
+        results.directory = self._serve(await self._directory.sub(read_name(params)))
+
+    @answers
+    async def create_context(self, params: Any, results: Any) -> None:
+        file = await self._directory.create(read_name(params), executable=params.executable)
+        results.file = FileServer(self.session, file)
+
+    @answers
+    async def rename_context(self, params: Any, results: Any) -> None:
+        name, new_name = read_name(params), read_name(params, "newName")
+        mode = enum_of(RenameMode, params.mode)
+        self._directory.check_may_change()
+        target = await self._behind(params.target)
+        await self._directory.rename(name, target, new_name, mode)
+
+    @answers
+    async def lookup_context(self, params: Any, results: Any) -> None:
+        write_entry(results.init("entry"), await self._directory.lookup(read_name(params)))
+
+    @answers
+    async def stat_context(self, params: Any, results: Any) -> None:
+        write_stat(results.init("stat"), await self._directory.stat())
+
+    @answers
+    async def readOnly_context(self, params: Any, results: Any) -> None:
+        results.directory = self._serve(self._directory.narrowed(READ_ONLY))
+
+    @answers
+    async def attenuate_context(self, params: Any, results: Any) -> None:
+        policy, revocable = read_policy(params.policy)
+        narrowed = self._directory.narrowed(policy)
+        results.directory = self._serve(narrowed)
+        if revocable:
+            results.revoker = RevokerServer(self.session, narrowed.grant)
+
+    @answers
+    async def sync_context(self, params: Any, results: Any) -> None:
+        await self._directory.sync()
+
+    @answers
+    async def symlink_context(self, params: Any, results: Any) -> None:
+        await self._directory.symlink(read_name(params), read_text(params, "target"))
+
+    @answers
+    async def link_context(self, params: Any, results: Any) -> None:
+        name, new_name = read_name(params), read_name(params, "newName")
+        self._directory.check_may_change()
+        target = await self._behind(params.target)
+        await self._directory.link(name, target, new_name)
+
+    @answers
+    async def setAttributes_context(self, params: Any, results: Any) -> None:
+        change = read_attributes(params.attributes)
+        await self._directory.set_attributes(change, read_name(params))
+
+    @answers
+    async def usage_context(self, params: Any, results: Any) -> None:
+        write_usage(results.init("usage"), await self._directory.usage())
+
+    @answers
+    async def snapshot_context(self, params: Any, results: Any) -> None:
+        results.directory = self._serve(await self._directory.snapshot())
+
+    @answers
+    async def watch_context(self, params: Any, results: Any) -> None:
+        self._directory.watch()
+
+    @answers
+    async def ticket_context(self, params: Any, results: Any) -> None:
+        results.ticket = self.session.issue_ticket(self._directory)
+
+    @answers
+    async def save_context(self, params: Any, results: Any) -> None:
+        label = read_text(params, "label")
+        results.token = await self.session.authority.save(self._directory, label)
+
+    async def _behind(self, capability: Any) -> GuardedDirectory:
+        """The directory of this service behind a capability that came as an argument.
+
+        The capability is asked for its ticket, which only the real one has.  Whoever passed it may
+        serve it himself, so the wait is bounded and the answer proves nothing but by the table.
+        """
+        return await self.session.redeem_ticket(capability)
+
+
+class RevokerServer(wire.Revoker.Server):  # type: ignore[misc]
+    """Serves the power to end one grant."""
+
+    def __init__(self, session: Session, grant: Grant) -> None:
+        self.session = session
+        self._grant = grant
+
+    @answers
+    async def revoke_context(self, params: Any, results: Any) -> None:
+        await self.session.authority.revoke(self._grant)
+
+    @answers
+    async def status_context(self, params: Any, results: Any) -> None:
+        results.revoked = self._grant.revoked
+        results.derived = sum(1 for _ in self._grant.below())
+
+
+# What an entry takes in a message, about; names and targets are bounded by the page's own limit.
+_ENTRY_BYTES = 160
+
+
+def server_for(session: Session, node: GuardedDirectory | GuardedFile) -> Any:
+    """The server of a guarded node."""
+    if isinstance(node, GuardedDirectory):
+        return DirectoryServer(session, node)
+    return FileServer(session, node)

@@ -1,0 +1,226 @@
+"""One connection: what it may use at once, and what it has to give back.
+
+Invariants:
+
+* What a session holds in the service's memory is bounded: a call that would answer with content
+  waits while `UNSENT_BYTES_MAX` of earlier answers wait to be taken, and above that or above
+  `CALLS_IN_FLIGHT_MAX` no further message is read from the connection.
+* A peer that takes nothing of what waits for it for `STALL_SECONDS_MAX` is cut off.
+* When the connection ends, everything it held is released; nobody else notices.
+
+pycapnp hands the messages of a connection to an asyncio transport.  The session stands in between
+(`MeteredTransport`): that is where unsent answers can be counted, and reading be put off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import OrderedDict, deque
+from typing import Any
+
+import capnp
+
+from capstore.schema.errors import InvalidArgument
+from capstore.schema.limits import (
+    CALLS_IN_FLIGHT_MAX,
+    STALL_SECONDS_MAX,
+    TICKET_SECONDS_MAX,
+    TICKETS_MAX,
+    UNSENT_BYTES_MAX,
+)
+from capstore.service.authority import Authority
+from capstore.service.grants import Effect
+from capstore.service.guard import GuardedDirectory
+from capstore.service.messages import read_error
+
+log = logging.getLogger("capstore.service")
+
+# Tickets of the whole service, so that a capability may be passed over another connection.
+TicketTable = dict[bytes, GuardedDirectory]
+
+
+class Session:
+    """What one connection holds; the capability servers made for it count their calls here."""
+
+    def __init__(self, number: int, authority: Authority, tickets: TicketTable) -> None:
+        self.number = number
+        self.authority = authority
+        self.transport: MeteredTransport | None = None
+        self.calls_in_flight = 0
+        self.unsent_bytes = 0
+        self._room: deque[asyncio.Future[None]] = deque()
+        self._tickets = tickets
+        self._own_tickets: OrderedDict[bytes, None] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Session {self.number}: {self.calls_in_flight} calls, "
+            f"{self.unsent_bytes} bytes unsent>"
+        )
+
+    # What calls and answers cost --------------------------------------------------------------
+
+    def call_begins(self) -> None:
+        """One more call is under way."""
+        self.calls_in_flight += 1
+
+    def call_ends(self) -> None:
+        """One fewer."""
+        self.calls_in_flight -= 1
+        self._reconsider_reading()
+
+    def answer_queued(self, size: int) -> None:
+        """`size` bytes of answers wait to be taken."""
+        self.unsent_bytes += size
+
+    def bytes_taken(self, size: int) -> None:
+        """The transport took `size` bytes."""
+        self.unsent_bytes = max(0, self.unsent_bytes - size)
+        while self._room and self.unsent_bytes < UNSENT_BYTES_MAX:
+            waiter = self._room.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                break
+        self._reconsider_reading()
+
+    async def room_for(self, size: int) -> None:
+        """Waits until an answer of `size` bytes may be made."""
+        while self.unsent_bytes and self.unsent_bytes + size > UNSENT_BYTES_MAX:
+            waiter = asyncio.get_running_loop().create_future()
+            self._room.append(waiter)
+            await waiter
+
+    @property
+    def full(self) -> bool:
+        """Whether no further message is to be read now."""
+        return self.calls_in_flight >= CALLS_IN_FLIGHT_MAX or self.unsent_bytes >= UNSENT_BYTES_MAX
+
+    def _reconsider_reading(self) -> None:
+        if self.transport is not None and not self.full:
+            self.transport.read_if_wanted()
+
+    # Tickets -----------------------------------------------------------------------------------
+
+    def issue_ticket(self, directory: GuardedDirectory) -> bytes:
+        """A one-time word for `directory`; it is forgotten soon, or when too many follow."""
+        directory.grant.check(Effect.OBSERVE)
+        ticket = secrets.token_bytes(32)
+        self._tickets[ticket] = directory
+        self._own_tickets[ticket] = None
+        if len(self._own_tickets) > TICKETS_MAX:
+            self._forget(self._own_tickets.popitem(last=False)[0])
+        asyncio.get_running_loop().call_later(TICKET_SECONDS_MAX, self._forget, ticket)
+        return ticket
+
+    def _forget(self, ticket: bytes) -> None:
+        self._tickets.pop(ticket, None)
+        self._own_tickets.pop(ticket, None)
+
+    async def redeem_ticket(self, capability: Any) -> GuardedDirectory:
+        """The directory of this service that `capability` stands for.
+
+        Raises what the capability itself answers when it is broken, and `InvalidArgument` for one
+        that is no Directory of this service or does not answer in time.
+        """
+        try:
+            async with asyncio.timeout(TICKET_SECONDS_MAX):
+                response = await capability.ticket()
+                if response._has("error"):
+                    raise read_error(response.error)
+                ticket = response.ticket
+        except (capnp.KjException, TimeoutError, AttributeError):
+            raise InvalidArgument("the target is no directory of this service") from None
+        directory = self._tickets.pop(ticket, None)
+        if directory is None:
+            raise InvalidArgument("the target is no directory of this service")
+        return directory
+
+    def close(self) -> None:
+        """Gives everything back; the connection is gone."""
+        for ticket in list(self._own_tickets):
+            self._forget(ticket)
+        while self._room:
+            self._room.popleft().cancel()
+        self.transport = None
+
+
+class MeteredTransport:
+    """An asyncio transport that tells a session what goes through it.
+
+    It has the methods that pycapnp calls, and no others.
+    """
+
+    def __init__(self, transport: Any, session: Session) -> None:
+        self._transport = transport
+        self._session = session
+        self._read_wanted = False
+        self._written = 0
+        self._taken_at_last_look = 0
+        self._stalled_since: float | None = None
+        session.transport = self
+
+    def write(self, data: bytes) -> None:
+        """Passes `data` on."""
+        self._written += len(data)
+        self._transport.write(data)
+        self._session.bytes_taken(len(data))
+
+    def resume_reading(self) -> None:
+        """Reads on, now or when the session has room."""
+        if self._session.full:
+            self._read_wanted = True
+        else:
+            self._transport.resume_reading()
+
+    def read_if_wanted(self) -> None:
+        """Takes up the reading that was put off."""
+        if self._read_wanted:
+            self._read_wanted = False
+            self._transport.resume_reading()
+
+    def pause_reading(self) -> None:
+        """Reads no more for now."""
+        self._read_wanted = False
+        self._transport.pause_reading()
+
+    def is_closing(self) -> bool:
+        """Whether it is closed or about to be."""
+        return bool(self._transport.is_closing())
+
+    def can_write_eof(self) -> bool:
+        """Whether `write_eof` works."""
+        return bool(self._transport.can_write_eof())
+
+    def write_eof(self) -> None:
+        """Ends the writing side."""
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        """Closes in order."""
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Closes at once; what waits is dropped."""
+        self._transport.abort()
+
+    def cut_if_stalled(self, now: float | None = None) -> bool:
+        """Ends the connection if its peer has taken nothing of what waits for too long.
+
+        To be called every few seconds; `now` is monotonic seconds.  True if it was cut.
+        """
+        now = time.monotonic() if now is None else now
+        waiting = self._transport.get_write_buffer_size()
+        taken = self._written - waiting
+        if not waiting or taken != self._taken_at_last_look:
+            self._taken_at_last_look, self._stalled_since = taken, None
+            return False
+        if self._stalled_since is None:
+            self._stalled_since = now
+        if now - self._stalled_since < STALL_SECONDS_MAX:
+            return False
+        log.warning("%r takes no answers and is cut off", self._session)
+        self.abort()
+        return True
