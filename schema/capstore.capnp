@@ -481,7 +481,8 @@ interface Namespace {
 
 # Broken --------------------------------------------------------------------------------------
 
-interface Broken extends(File, Directory, Store, Namespace, Revoker, Reference) {
+interface Broken
+    extends(File, Directory, Watch, Store, Sink, Namespace, Revoker, Reference) {
   # What a failed call returns in place of a capability: every method of every interface answers
   # with the error of that call.  Clients never ask for it by name.
 }

@@ -22,8 +22,9 @@ from capstore.service.messages import write_error
 
 log = logging.getLogger("capstore.service")
 
-# What an answer costs in memory besides the content it carries: message, tables, headers.
-ANSWER_BYTES = 512
+# The least that RPC adds to the results of a call: segment table, Message, Return, Payload.
+_RETURN_BYTES = 64
+_BYTES_PER_WORD = 8
 
 
 class Counted(Protocol):
@@ -57,20 +58,24 @@ def answers(
     async def answer(self: S, context: Any) -> None:
         session = self.session
         session.call_begins()
-        results = None
         try:
-            results = context.results
-            await method(self, context.params, results)
-        except StorageError as error:
-            fail(results, error, session)
+            try:
+                await method(self, context.params, context.results)
+            except StorageError as error:
+                fail(context.results, error, session)
         except Exception:
             log.exception("a bug in %s.%s", type(self).__name__, method.__name__)
-            fail(results, InternalError("the service has a bug; its log knows more"), session)
+            fail(context.results, InternalError("the service has a bug; see its log"), session)
         finally:
-            session.answer_queued(ANSWER_BYTES)
             session.call_ends()
+        session.answer_queued(_size_of(context.results))
 
     return answer
+
+
+def _size_of(results: Any) -> int:
+    """The bytes of an answer on the wire, or a few less: never more, lest the count drift up."""
+    return int(results.total_size.word_count) * _BYTES_PER_WORD + _RETURN_BYTES
 
 
 def fail(results: Any, error: StorageError, session: Counted) -> None:

@@ -31,7 +31,6 @@ from capstore.schema.limits import (
     HANDSHAKE_SECONDS_MAX,
     MESSAGE_BYTES_MAX,
     MESSAGE_NESTING_MAX,
-    STALL_SECONDS_MAX,
 )
 from capstore.service.authority import Authority
 from capstore.service.gate import GateServer
@@ -43,6 +42,9 @@ from capstore.service.uri import CapabilityURI
 log = logging.getLogger("capstore.service")
 
 _BYTES_PER_WORD = 8
+_LOOK_SECONDS = 1.0
+_HANG_UP_SECONDS = 1.0
+_HANG_UP_LOOKS = 20
 
 
 class Service:
@@ -112,6 +114,15 @@ class Service:
             for address in self._addresses
         ]
 
+    def volume(self, name: str) -> Volume:
+        """A served volume.  Raises KeyError."""
+        return self._volumes[name]
+
+    @property
+    def sessions(self) -> list[Session]:
+        """The connections there are, oldest first."""
+        return list(self._sessions)
+
     # Connections -------------------------------------------------------------------------------
 
     def _protocol(self) -> Any:
@@ -152,10 +163,10 @@ class Service:
     async def watch_connections(self) -> None:
         """Cuts off peers that take nothing; runs until it is cancelled."""
         while True:
-            await asyncio.sleep(STALL_SECONDS_MAX / 6)
-            for session in list(self._sessions):
+            await asyncio.sleep(_LOOK_SECONDS)
+            for session in self.sessions:
                 if session.transport is not None:
-                    session.transport.cut_if_stalled()
+                    session.transport.look()
 
     # Stopping ----------------------------------------------------------------------------------
 
@@ -165,6 +176,7 @@ class Service:
         Raises the first failure, when everything else has been closed all the same.
         """
         self._close_doors()
+        await self._hang_up()
         closings = [volume.close for volume in self._volumes.values()] + [self._authority.commit]
         failures = []
         for close in closings:
@@ -183,11 +195,23 @@ class Service:
             with suppress(OSError):
                 if path.lstat().st_ino == inode:
                     path.unlink()
-        for session, rpc in list(self._sessions.items()):
+
+    async def _hang_up(self) -> None:
+        """Ends the connections; answers that wait get a moment to be taken."""
+        transports = [each.transport for each in self._sessions if each.transport is not None]
+        for rpc in list(self._sessions.values()):
             if rpc is not None:
                 rpc.close()
-            if session.transport is not None:
-                session.transport.close()
+        for transport in transports:
+            transport.close()
+        for _ in range(_HANG_UP_LOOKS):
+            if not any(transport.unsent_bytes for transport in transports):
+                break
+            await asyncio.sleep(_HANG_UP_SECONDS / _HANG_UP_LOOKS)
+        for transport in transports:
+            transport.abort()
+        # Transports tell of their end in the loop's next turns.
+        await asyncio.sleep(0)
 
     async def prepare(self) -> None:
         """Makes the owner references; to be called once, before listening."""

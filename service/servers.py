@@ -50,7 +50,6 @@ class FileServer(wire.File.Server):  # type: ignore[misc]
         got = len(data)
         results.eof = got < length or offset + got >= await self._file.size()
         results.data = data
-        self.session.answer_queued(got)
 
     @answers
     async def write_context(self, params: Any, results: Any) -> None:
@@ -116,10 +115,8 @@ class DirectoryServer(wire.Directory.Server):  # type: ignore[misc]
     async def list_context(self, params: Any, results: Any) -> None:
         limit = min(params.limit or PAGE_ENTRIES_MAX, PAGE_ENTRIES_MAX)
         page = await self._directory.list(read_cursor(params), limit)
-        size = len(page.entries) * _ENTRY_BYTES
-        await self.session.room_for(size)
+        await self.session.room_for(len(page.entries) * _ENTRY_BYTES)
         write_page(results, page)
-        self.session.answer_queued(size)
 
     @answers
     async def mkdir_context(self, params: Any, results: Any) -> None:

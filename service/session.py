@@ -79,11 +79,10 @@ class Session:
     def bytes_taken(self, size: int) -> None:
         """The transport took `size` bytes."""
         self.unsent_bytes = max(0, self.unsent_bytes - size)
-        while self._room and self.unsent_bytes < UNSENT_BYTES_MAX:
+        while self._room and not self.unsent_bytes >= UNSENT_BYTES_MAX:
             waiter = self._room.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                break
         self._reconsider_reading()
 
     async def room_for(self, size: int) -> None:
@@ -92,6 +91,12 @@ class Session:
             waiter = asyncio.get_running_loop().create_future()
             self._room.append(waiter)
             await waiter
+
+    def nothing_waits(self) -> None:
+        """The peer took everything.  Calls that were cancelled as they were answered are forgotten:
+        their answers were counted and never sent."""
+        if self.unsent_bytes:
+            self.bytes_taken(self.unsent_bytes)
 
     @property
     def full(self) -> bool:
@@ -159,6 +164,7 @@ class MeteredTransport:
         self._read_wanted = False
         self._written = 0
         self._taken_at_last_look = 0
+        self._written_at_last_look = 0
         self._stalled_since: float | None = None
         session.transport = self
 
@@ -206,19 +212,27 @@ class MeteredTransport:
         """Closes at once; what waits is dropped."""
         self._transport.abort()
 
-    def cut_if_stalled(self, now: float | None = None) -> bool:
+    @property
+    def unsent_bytes(self) -> int:
+        """What the kernel has not taken yet."""
+        return int(self._transport.get_write_buffer_size())
+
+    def look(self) -> bool:
         """Ends the connection if its peer has taken nothing of what waits for too long.
 
-        To be called every few seconds; `now` is monotonic seconds.  True if it was cut.
+        To be called about every second.  True if it was cut.
         """
-        now = time.monotonic() if now is None else now
-        waiting = self._transport.get_write_buffer_size()
+        now = time.monotonic()
+        waiting = self.unsent_bytes
         taken = self._written - waiting
-        if not waiting or taken != self._taken_at_last_look:
-            self._taken_at_last_look, self._stalled_since = taken, None
+        if not waiting:
+            if self._written == self._written_at_last_look:
+                self._session.nothing_waits()
+            self._written_at_last_look = self._written
+            self._stalled_since = None
             return False
-        if self._stalled_since is None:
-            self._stalled_since = now
+        if self._stalled_since is None or taken != self._taken_at_last_look:
+            self._taken_at_last_look, self._stalled_since = taken, now
         if now - self._stalled_since < STALL_SECONDS_MAX:
             return False
         log.warning("%r takes no answers and is cut off", self._session)

@@ -1,0 +1,470 @@
+"""A tree of files in a POSIX pax archive: what any tar reads, with what tar cannot say beside it.
+
+Invariants:
+
+* An archive is written and read in one dialect: a global header, then for each member a pax header
+  and a ustar header.  Other archives are refused with `Corrupt` even where they are well formed,
+  so that a save never replaces somebody else's tar file.
+* Each header's last keyword is the CRC-32 of everything the member consists of, content included;
+  the global header counts the members.  A changed, cut or extended archive is `Corrupt`.
+* Places are told by ids: `Member.parent_id` names a directory that came before, and the last part
+  of the path names the entry.  Nothing that is read is ever used as a path.
+* Reading holds one header and one block of content in memory, each of bounded size, and never
+  more content than the caller's `Budget` allows.
+
+The codec is its own rather than `tarfile`'s: that keeps every member in memory, lets ValueError
+and OverflowError of hostile archives through, and reads forged headers of any size at once.
+GNU tar and `tarfile` are the oracles of its tests.
+
+Vendor keywords (`CAPSTORE.` in front): in the global header ``format``, ``volume`` (hexadecimal),
+``nodes`` and ``changes`` (counters), ``members``; in a member ``node``, ``parent``, ``version``,
+``created`` (ns since 1970), ``name`` where the path is not the true one, and ``crc32``.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO, Final
+
+from capstore.schema.errors import (
+    Corrupt,
+    InvalidName,
+    NoSpace,
+    StorageIOError,
+    TooLarge,
+    Unsupported,
+)
+from capstore.schema.limits import KIB, SYMLINK_TARGET_BYTES_MAX
+from capstore.schema.names import check_name
+
+FORMAT: Final = 1
+BLOCK_BYTES: Final = 512
+# Content is handed on in pieces of at most this.
+PIECE_BYTES: Final = 64 * KIB
+# A pax header holds a path, a target and a dozen numbers.
+_HEADER_BYTES_MAX: Final = 16 * KIB
+# Directories whose path is longer are shown in `_DEEP`: every path would otherwise be written
+# once for each node below it, and other tars stop at PATH_MAX.
+_PATH_BYTES_MAX: Final = 2 * KIB
+_DEEP: Final = "./@deep"
+_CRC_RECORD_BYTES: Final = len("27 CAPSTORE.crc32=01234567\n")
+_INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
+_TIME: Final = re.compile(r"(-?)([0-9]{1,10})\.([0-9]{9})", re.ASCII)
+# Sizes up to this fit the eleven octal digits of a ustar header.
+_OCTAL_MAX: Final = 8**11 - 1
+
+
+class MemberKind(enum.Enum):
+    """What a member is; values are ustar's type flags."""
+
+    FILE = b"0"
+    LINK = b"1"
+    SYMLINK = b"2"
+    DIRECTORY = b"5"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What belongs to the tree as a whole.
+
+    `volume_id` names the volume, `nodes` and `changes` are its counters, `members` says how many
+    members follow.
+    """
+
+    volume_id: bytes
+    nodes: int
+    changes: int
+    members: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One name in the tree, and the node behind it unless that came before (`MemberKind.LINK`).
+
+    `parent_id` is the directory it is in, 0 for the root, whose name is empty; `content` gives
+    `size` bytes and, when reading, must be used before the next member; times are in ns since
+    1970; `linked` says that further names of the node may follow.
+    """
+
+    kind: MemberKind
+    node_id: int
+    parent_id: int
+    name: str
+    version: int = 0
+    created: int = 0
+    modified: int = 0
+    executable: bool = False
+    size: int = 0
+    target: str = ""
+    linked: bool = False
+    content: Iterable[bytes | bytearray | memoryview] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much a reader is ready to take: bytes in all, in one file, and members."""
+
+    total_bytes_max: int
+    file_bytes_max: int
+    members_max: int
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def write_tree(stream: BinaryIO, header: Header, members: Iterable[Member]) -> None:
+    """Writes the archive; directories must come before what is in them.
+
+    Content is read twice, first for its checksum.  Raises OSError from `stream` as it comes.
+    """
+    _Writer(stream).write(header, members)
+
+
+class _Writer:
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._directories: dict[int, str] = {}
+        self._linked: dict[int, str] = {}
+
+    def write(self, header: Header, members: Iterable[Member]) -> None:
+        keywords = {
+            "CAPSTORE.format": str(FORMAT),
+            "CAPSTORE.volume": header.volume_id.hex(),
+            "CAPSTORE.nodes": str(header.nodes),
+            "CAPSTORE.changes": str(header.changes),
+            "CAPSTORE.members": str(header.members),
+        }
+        self._write_keywords(b"g", keywords, b"", ())
+        for member in members:
+            self._write_member(member)
+        self._stream.write(bytes(2 * BLOCK_BYTES))
+
+    def _write_member(self, member: Member) -> None:
+        path, name = self._place(member)
+        keywords = {"path": path, "mtime": _time_text(member.modified)}
+        if member.kind is MemberKind.SYMLINK:
+            keywords["linkpath"] = member.target
+        elif member.kind is MemberKind.LINK:
+            keywords["linkpath"] = self._linked[member.node_id]
+        if member.size > _OCTAL_MAX:
+            keywords["size"] = str(member.size)
+        keywords["CAPSTORE.node"] = str(member.node_id)
+        keywords["CAPSTORE.parent"] = str(member.parent_id)
+        keywords["CAPSTORE.version"] = str(member.version)
+        keywords["CAPSTORE.created"] = str(member.created)
+        if name:
+            keywords["CAPSTORE.name"] = name
+        block = _ustar(member.kind.value, path, member.size, member.executable, member.modified)
+        self._write_keywords(b"x", keywords, block, member.content)
+        self._stream.write(block)
+        for piece in member.content:
+            self._stream.write(piece)
+        self._stream.write(bytes(-member.size % BLOCK_BYTES))
+
+    def _place(self, member: Member) -> tuple[str, str]:
+        """The path to show, and the true name if that is not in it."""
+        if not member.parent_id:
+            path, name = "./", ""
+        else:
+            path, name = self._directories[member.parent_id] + member.name, ""
+        if member.kind is MemberKind.DIRECTORY and member.parent_id:
+            path += "/"
+            if len(path.encode()) > _PATH_BYTES_MAX:
+                path, name = f"{_DEEP}/{member.node_id}/", member.name
+        if member.kind is MemberKind.DIRECTORY:
+            self._directories[member.node_id] = path
+        elif member.linked:
+            self._linked.setdefault(member.node_id, path)
+        return path, name
+
+    def _write_keywords(
+        self,
+        flag: bytes,
+        keywords: dict[str, str],
+        block: bytes,
+        content: Iterable[bytes | bytearray | memoryview],
+    ) -> None:
+        payload = b"".join(_record(key, value) for key, value in keywords.items())
+        check = zlib.crc32(block, zlib.crc32(payload))
+        for piece in content:
+            check = zlib.crc32(piece, check)
+        payload += _record("CAPSTORE.crc32", f"{check:08x}")
+        self._stream.write(_ustar(flag, "capstore", len(payload)))
+        self._stream.write(payload + bytes(-len(payload) % BLOCK_BYTES))
+
+
+def _record(key: str, value: str) -> bytes:
+    """One record of a pax header: length (which counts itself), keyword, value, newline."""
+    body = f" {key}={value}\n".encode()
+    length = len(body) + 1
+    while length != len(body) + len(str(length)):
+        length = len(body) + len(str(length))
+    return str(length).encode() + body
+
+
+def _ustar(flag: bytes, path: str, size: int, executable: bool = False, modified: int = 0) -> bytes:
+    """A ustar header; what does not fit is in the pax header before it."""
+    directory = flag == MemberKind.DIRECTORY.value
+    mode = b"0000755\0" if executable or directory else b"0000644\0"
+    seconds = min(max(0, modified // 10**9), _OCTAL_MAX)
+    name = path.encode()[:99]
+    start = name.ljust(100, b"\0") + mode + b"0000000\0" * 2
+    start += b"%011o\0%011o\0" % (size if size <= _OCTAL_MAX else 0, seconds)
+    end = flag + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2
+    end = end.ljust(BLOCK_BYTES - len(start) - 8, b"\0")
+    return start + b"%06o\0 " % (sum(start) + sum(end) + 8 * ord(" ")) + end
+
+
+def _time_text(nanoseconds: int) -> str:
+    seconds, rest = divmod(abs(nanoseconds), 10**9)
+    return f"{'-' if nanoseconds < 0 else ''}{seconds}.{rest:09}"
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def read_tree(stream: BinaryIO, budget: Budget) -> tuple[Header, Iterator[Member]]:
+    """The header of an archive and its members, directories before what is in them.
+
+    Raises, also while the members and their contents are iterated, `Corrupt` for anything that
+    `write_tree` did not write, `Unsupported` for a newer format, `NoSpace` and `TooLarge` for more
+    than `budget` allows, and `StorageIOError` where the stream cannot be read.
+    """
+    reader = _Reader(stream, budget)
+    header = reader.read_header()
+    return header, reader.members(header.members)
+
+
+class _Reader:
+    def __init__(self, stream: BinaryIO, budget: Budget) -> None:
+        self._stream = stream
+        self._budget = budget
+        self._room = budget.total_bytes_max
+        self._checked = True
+
+    def read_header(self) -> Header:
+        flag, size, _ = self._header_block()
+        if flag != b"g":
+            raise Corrupt("no saved tree: the archive was not written by capstore")
+        payload, check = self._payload(size)
+        keywords = _Keywords(payload)
+        if keywords.number("CAPSTORE.format") > FORMAT:
+            raise Unsupported("the saved tree has a newer format")
+        if zlib.crc32(payload) != check:
+            raise Corrupt("the archive's header has a wrong checksum")
+        header = Header(
+            volume_id=keywords.hexadecimal("CAPSTORE.volume"),
+            nodes=keywords.number("CAPSTORE.nodes"),
+            changes=keywords.number("CAPSTORE.changes"),
+            members=keywords.number("CAPSTORE.members"),
+        )
+        keywords.end()
+        if header.members > self._budget.members_max:
+            raise NoSpace("the saved tree has more nodes than the volume may have")
+        return header
+
+    def members(self, count: int) -> Iterator[Member]:
+        for _ in range(count):
+            if not self._checked:
+                raise Corrupt("a member's content was skipped")
+            yield self._member()
+        if not self._checked or any(self._take(2 * BLOCK_BYTES)) or self._read(1):
+            raise Corrupt("the archive does not end after its last member")
+
+    def _member(self) -> Member:
+        flag, size, _ = self._header_block()
+        if flag != b"x":
+            raise Corrupt("a member does not begin with a pax header")
+        payload, check = self._payload(size)
+        keywords = _Keywords(payload)
+        flag, size, block = self._header_block()
+        try:
+            kind = MemberKind(flag)
+        except ValueError:
+            raise Corrupt("a member of an unknown type") from None
+        if keywords.has("size"):
+            size = keywords.number("size")
+        if size and kind is not MemberKind.FILE:
+            raise Corrupt("only a file has content")
+        if size > self._budget.file_bytes_max:
+            raise TooLarge("a saved file is longer than a file of the volume may be")
+        self._room -= size
+        if self._room < 0:
+            raise NoSpace("the saved tree is larger than the volume")
+        running = zlib.crc32(block, zlib.crc32(payload))
+        member = _decoded(kind, size, block[100:108] == b"0000755\0", keywords)
+        if not size:
+            self._check(running, check)
+            return member
+        self._checked = False
+        return replace(member, content=self._content(size, running, check))
+
+    def _content(self, size: int, running: int, check: int) -> Iterator[bytes]:
+        left = size
+        while left:
+            piece = self._take(min(left, PIECE_BYTES))
+            running = zlib.crc32(piece, running)
+            left -= len(piece)
+            yield piece
+        if any(self._take(-size % BLOCK_BYTES)):
+            raise Corrupt("a member's padding is not empty")
+        self._check(running, check)
+        self._checked = True
+
+    @staticmethod
+    def _check(running: int, check: int) -> None:
+        if running != check:
+            raise Corrupt("a member has a wrong checksum")
+
+    def _header_block(self) -> tuple[bytes, int, bytes]:
+        """The type flag, size and bytes of the next ustar header."""
+        block = self._take(BLOCK_BYTES)
+        expected = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+        if block[148:156] != b"%06o\0 " % expected or block[257:265] != b"ustar\x0000":
+            raise Corrupt("a block that is no header")
+        digits = block[124:135]
+        if not re.fullmatch(rb"[0-7]{11}", digits):
+            raise Corrupt("a header whose size is no number")
+        return block[156:157], int(digits, 8), block
+
+    def _payload(self, size: int) -> tuple[bytes, int]:
+        """The records of a pax header without the last, and the checksum that is in the last."""
+        if not _CRC_RECORD_BYTES <= size <= _HEADER_BYTES_MAX:
+            raise Corrupt("a pax header of an impossible size")
+        raw = self._take(size)
+        if any(self._take(-size % BLOCK_BYTES)):
+            raise Corrupt("a header's padding is not empty")
+        match = re.fullmatch(rb"27 CAPSTORE\.crc32=([0-9a-f]{8})\n", raw[-_CRC_RECORD_BYTES:])
+        if match is None:
+            raise Corrupt("no saved tree: a header without checksum")
+        return raw[:-_CRC_RECORD_BYTES], int(match[1], 16)
+
+    def _take(self, size: int) -> bytes:
+        """Exactly `size` bytes."""
+        raw = self._read(size)
+        if len(raw) != size:
+            raise Corrupt("the archive is cut short")
+        return raw
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._stream.read(size)
+        except OSError:
+            raise StorageIOError("the archive cannot be read") from None
+
+
+class _Keywords:
+    """The records of a pax header; each is taken once, and none may be left over."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._values: dict[str, str] = {}
+        at = 0
+        while at < len(payload):
+            at = self._take_record(payload, at)
+
+    def _take_record(self, payload: bytes, at: int) -> int:
+        match = re.compile(rb"([1-9][0-9]{0,5}) ").match(payload, at)
+        end = at + int(match[1]) if match else 0
+        if match is None or not match.end() < end <= len(payload) or payload[end - 1] != ord("\n"):
+            raise Corrupt("a broken record in a pax header")
+        try:
+            key, equals, value = payload[match.end() : end - 1].decode().partition("=")
+        except UnicodeDecodeError:
+            raise Corrupt("a pax header that is no UTF-8") from None
+        if not equals or key in self._values:
+            raise Corrupt("a broken or repeated keyword in a pax header")
+        self._values[key] = value
+        return end
+
+    def has(self, key: str) -> bool:
+        return key in self._values
+
+    def text(self, key: str) -> str:
+        try:
+            return self._values.pop(key)
+        except KeyError:
+            raise Corrupt("a header lacks a keyword") from None
+
+    def integer(self, key: str) -> int:
+        text = self.text(key)
+        if not _INTEGER.fullmatch(text) or not -(2**63) <= int(text) < 2**63:
+            raise Corrupt("a number that is none")
+        return int(text)
+
+    def number(self, key: str) -> int:
+        value = self.integer(key)
+        if value < 0:
+            raise Corrupt("a negative number")
+        return value
+
+    def hexadecimal(self, key: str) -> bytes:
+        text = self.text(key)
+        if not re.fullmatch(r"(?:[0-9a-f]{2})+", text, re.ASCII):
+            raise Corrupt("an id that is none")
+        return bytes.fromhex(text)
+
+    def time(self, key: str) -> int:
+        match = _TIME.fullmatch(self.text(key))
+        if match is None:
+            raise Corrupt("a time that is none")
+        value = int(match[2]) * 10**9 + int(match[3])
+        value = -value if match[1] else value
+        if not -(2**63) <= value < 2**63:
+            raise Corrupt("a time out of range")
+        return value
+
+    def end(self) -> None:
+        if self._values:
+            raise Corrupt("an unknown keyword in a pax header")
+
+
+def _decoded(kind: MemberKind, size: int, executable: bool, keywords: _Keywords) -> Member:
+    path = keywords.text("path")
+    linkpath = ""
+    if kind in (MemberKind.SYMLINK, MemberKind.LINK):
+        linkpath = keywords.text("linkpath")
+    parent_id = keywords.number("CAPSTORE.parent")
+    member = Member(
+        kind=kind,
+        node_id=keywords.number("CAPSTORE.node"),
+        parent_id=parent_id,
+        name=_name_of(path, parent_id, keywords),
+        version=keywords.number("CAPSTORE.version"),
+        created=keywords.integer("CAPSTORE.created"),
+        modified=keywords.time("mtime"),
+        executable=executable and kind is MemberKind.FILE,
+        size=size,
+        target=linkpath if kind is MemberKind.SYMLINK else "",
+    )
+    keywords.end()
+    if not member.node_id or member.node_id == parent_id:
+        raise Corrupt("a node with an impossible id")
+    if kind is MemberKind.SYMLINK and not _is_target(member.target):
+        raise Corrupt("a link whose target is none")
+    return member
+
+
+def _name_of(path: str, parent_id: int, keywords: _Keywords) -> str:
+    """The name of an entry, from its path unless a keyword says it; empty for the root."""
+    if not parent_id:
+        if path != "./":
+            raise Corrupt("a root that is not called so")
+        return ""
+    parts = path.removesuffix("/").split("/")
+    if len(parts) < 2 or parts[0] != ".":
+        raise Corrupt("a path that does not begin at the root")
+    name = keywords.text("CAPSTORE.name") if keywords.has("CAPSTORE.name") else parts[-1]
+    try:
+        for part in [*parts[1:], name]:
+            check_name(part)
+    except InvalidName:
+        raise Corrupt("a path with a part that is no name") from None
+    return name
+
+
+def _is_target(target: str) -> bool:
+    return 0 < len(target.encode()) <= SYMLINK_TARGET_BYTES_MAX and "\0" not in target

@@ -1,0 +1,448 @@
+"""Strangers on the socket: garbage, half messages, vanishing, never reading; others notice nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import ssl
+import struct
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import capnp
+import pytest
+
+from capstore.backers.memory import MemoryVolume
+from capstore.backers.node import DirectoryNode, OpenFlags
+from capstore.schema import wire
+from capstore.schema.errors import Denied, Disconnected, TransportError
+from capstore.schema.limits import MESSAGE_BYTES_MAX, UNSENT_BYTES_MAX
+from capstore.service import session as session_module
+from capstore.service.client import connect, open_connection
+from capstore.service.remote import Directory, File
+from capstore.service.uri import CapabilityURI
+from tests.service.inprocess import Served, serving
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    async with serving({"m": await MemoryVolume.open()}, tls=True) as served:
+        yield served
+
+
+async def still_serves(served: Served) -> None:
+    async with asyncio.timeout(5), connect(served.unix["m"]) as root:
+        assert isinstance(root, Directory)
+        await root.write_file("alive", b"yes")
+        assert (await root.read_file("alive"))[0] == b"yes"
+
+
+async def raw(served: Served) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_unix_connection(served.unix["m"].socket)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\0" * 64,
+        b"\xff" * 64,
+        struct.pack("<II", 0xFFFFFFFF, 0xFFFFFFFF),
+        struct.pack("<II", 0, 1) + b"\xff" * 8,
+        # A segment table that claims a message over the limit.
+        struct.pack("<II", 0, MESSAGE_BYTES_MAX // 8 + 1),
+        struct.pack("<IIII", 2, 2**31, 2**31, 2**31),
+    ],
+    ids=["http", "zeros", "ones", "huge table", "bad pointer", "over the limit", "overflow"],
+)
+async def test_garbage_ends_the_connection_only(served: Served, garbage: bytes) -> None:
+    reader, writer = await raw(served)
+    writer.write(garbage)
+    writer.write_eof()
+    async with asyncio.timeout(5):
+        while await reader.read(65536):
+            pass
+    writer.close()
+    await still_serves(served)
+
+
+async def test_a_message_over_the_limit_is_refused_before_it_is_buffered(served: Served) -> None:
+    reader, writer = await raw(served)
+    writer.write(struct.pack("<II", 0, 2**27))  # 1 GiB is announced, none of it is sent
+    async with asyncio.timeout(5):
+        while await reader.read(65536):
+            pass
+    writer.close()
+    await still_serves(served)
+
+
+async def test_half_a_message_and_gone(served: Served) -> None:
+    for _ in range(20):
+        _, writer = await raw(served)
+        writer.write(struct.pack("<II", 0, 100) + b"\0" * 50)
+        await writer.drain()
+        writer.transport.abort()
+    await still_serves(served)
+    async with asyncio.timeout(5):
+        while served.service.sessions:
+            await asyncio.sleep(0.01)
+
+
+async def test_half_a_tls_handshake(served: Served) -> None:
+    uri = served.tls["m"]
+    _, writer = await asyncio.open_connection(uri.host, uri.port)
+    writer.write(b"\x16\x03\x01\x02\x00\x01")
+    await writer.drain()
+    await still_serves(served)
+    writer.transport.abort()
+
+
+async def test_another_key_is_refused_before_a_byte_of_rpc(served: Served) -> None:
+    uri = served.tls["m"]
+    wrong = CapabilityURI(uri.token, host=uri.host, port=uri.port, fingerprint="A" * 43)
+    with pytest.raises(Disconnected, match="another key"):
+        async with connect(wrong):
+            pass
+    await still_serves(served)
+
+
+async def test_tls_below_1_3_is_refused(served: Served) -> None:
+    uri = served.tls["m"]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await asyncio.open_connection(uri.host, uri.port, ssl=context)
+
+
+@pytest.mark.parametrize("token", ["", "x", "A" * 43, "A" * 42, "A" * 100_000, "\0", "é" * 43])
+async def test_a_wrong_token_is_denied_always_the_same(served: Served, token: str) -> None:
+    async with open_connection(served.unix["m"]) as connection:
+        with pytest.raises(Denied) as caught:
+            await connection.restore(token)
+        assert str(caught.value) == "denied: no such reference"
+
+
+async def test_a_token_that_is_no_text_is_denied(served: Served) -> None:
+    async with open_connection(served.unix["m"]) as connection:
+        request = connection._gate.restore_request()
+        request.token = b"\xff\xfe"
+        response = await request.send()
+        assert str(response.error.code) == "denied"
+        assert response.error.message == "no such reference"
+
+
+async def test_calls_on_what_was_denied_answer_denied(served: Served) -> None:
+    async with open_connection(served.unix["m"]) as connection:
+        broken = connection._gate.restore("nothing").capability
+        with pytest.raises(Denied):
+            await Directory(broken.cast_as(wire.Directory)).list()
+        with pytest.raises(Denied):
+            await File(broken.cast_as(wire.File)).read(0, 1)
+
+
+async def test_the_socket_is_private(served: Served) -> None:
+    path = Path(str(served.unix["m"].socket))
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert (served.folder / "state").stat().st_mode & 0o777 == 0o700
+    for secret in (served.folder / "state").iterdir():
+        assert secret.stat().st_mode & 0o077 == 0, secret.name
+
+
+async def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_a_client_that_vanishes_frees_what_it_held(served: Served) -> None:
+    async with connect(served.unix["m"]) as root:
+        await root.write_file("f", b"x" * 100_000)
+    used_before = (await served.service.volume("m").usage()).used_bytes
+    await asyncio.sleep(0.05)
+    before = await descriptors()
+    for _ in range(10):
+        async with open_connection(served.unix["m"]) as connection:
+            root = await connection.root()
+            files = [await root.open("f") for _ in range(10)]
+            late = [asyncio.ensure_future(file.read(0, 1000)) for file in files]
+            orphan = await root.create("orphan")
+            await orphan.write(0, b"y" * 100_000)
+            await root.remove("orphan")
+            for task in late:
+                task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+    del files, late, orphan, root
+    async with asyncio.timeout(5):
+        while served.service.sessions:
+            await asyncio.sleep(0.01)
+    assert await descriptors() <= before
+    async with asyncio.timeout(5):
+        while (await served.service.volume("m").usage()).used_bytes != used_before:
+            gc.collect()
+            await asyncio.sleep(0.01)
+
+
+async def test_calls_after_the_service_went_raise_disconnected() -> None:
+    async with serving({"m": await MemoryVolume.open()}) as served:
+        connection_context = open_connection(served.unix["m"])
+        connection = await connection_context.__aenter__()
+        root = await connection.root()
+        await served.service.stop()
+        async with asyncio.timeout(5):
+            with pytest.raises(TransportError):
+                await root.list()
+        await connection_context.__aexit__(None, None, None)
+
+
+class DeafTransport:
+    """Passes everything on to an asyncio transport, but never reads."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def resume_reading(self) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+@asynccontextmanager
+async def deaf_client(path: str) -> AsyncIterator[Any]:
+    """The gate of a service, for a client that sends and never reads."""
+    streams = []
+
+    def connected(stream: capnp.AsyncIoStream) -> None:
+        protocol.transport = DeafTransport(protocol.transport)
+        streams.append(stream)
+
+    protocol = capnp.AsyncIoStream._connect(connected)
+    await asyncio.get_running_loop().create_unix_connection(lambda: protocol, path)
+    rpc = capnp.TwoPartyClient(streams[0])
+    try:
+        yield rpc.bootstrap().cast_as(wire.Gate)
+    finally:
+        transport = protocol.transport
+        rpc.close()
+        transport.abort()
+
+
+async def test_a_client_that_never_reads_is_bounded_and_cut(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "STALL_SECONDS_MAX", 0.2)
+    async with connect(served.unix["m"]) as root:
+        await root.write_file("big", b"x" * 2**20)
+    async with deaf_client(str(served.unix["m"].socket)) as gate:
+        root = gate.restore(served.unix["m"].token).capability.cast_as(wire.Directory)
+        file = root.open("big", 0).file
+        calls = [file.read(0, 2**20) for _ in range(200)]
+        await asyncio.sleep(0.5)
+        session = served.service.sessions[-1]
+        assert session.unsent_bytes <= UNSENT_BYTES_MAX + 2**20
+        assert session.calls_in_flight >= 100, "the calls wait, they were not answered"
+        await still_serves(served)
+        transport = session.transport
+        assert transport is not None
+        began = time.monotonic()
+        async with asyncio.timeout(5):
+            while not transport.look():
+                await asyncio.sleep(0.01)
+            assert time.monotonic() - began >= 0.2
+            while session.calls_in_flight:
+                await asyncio.sleep(0.01)
+        await still_serves(served)
+        del calls, file, root
+
+
+async def test_a_flood_of_small_calls_without_reading_is_bounded(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "UNSENT_BYTES_MAX", 2**18)
+    async with deaf_client(str(served.unix["m"].socket)) as gate:
+        calls = []
+        for _ in range(30):
+            calls += [gate.info() for _ in range(100)]
+            await asyncio.sleep(0.01)
+        session = served.service.sessions[-1]
+        assert session.full
+        # What RPC had read ahead when reading stopped comes on top: some hundred calls.
+        assert session.unsent_bytes <= 2**18 + 2**19
+        await still_serves(served)
+        del calls
+
+
+class Leaky(DirectoryNode):
+    """A directory with a bug in every method: its message holds a path and a secret."""
+
+    async def _bug(self, *args: object, **more: object) -> Any:
+        raise RuntimeError("/etc/shadow secret-in-message")
+
+    lookup = list = open = create = mkdir = sub = remove = rename = _bug
+    symlink = link = set_attributes = usage = stat = sync = snapshot = _bug
+
+
+class LeakyVolume(MemoryVolume):
+    @property
+    def root(self) -> DirectoryNode:
+        return Leaky()  # type: ignore[abstract]
+
+
+async def test_a_bug_is_an_opaque_internal_and_the_log_knows(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    volume = await MemoryVolume.open()
+    volume.__class__ = LeakyVolume
+    async with serving({"m": volume}) as served, connect(served.unix["m"]) as root:
+        for call in (
+            root._capability.lookup("x"),
+            root._capability.list(b"", 0),
+            root._capability.open("x", 0),
+            root._capability.mkdir("x"),
+            root._capability.stat(),
+            root._capability.usage(),
+        ):
+            response = await call
+            assert str(response.error.code) == "internal"
+            text = str(response)
+            assert "shadow" not in text
+            assert "Traceback" not in text
+            assert ".py" not in text
+    assert "secret-in-message" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+def asking(capability: Any, method: str, **fields: Any) -> Any:
+    """A request; pycapnp's own takes no parameter called `name` by keyword."""
+    request = getattr(capability, f"{method}_request")()
+    for field, value in fields.items():
+        setattr(request, field, value)
+    return request
+
+
+async def test_bad_arguments_are_results_not_exceptions(served: Served) -> None:
+    async with connect(served.unix["m"]) as root:
+        await root.write_file("f", b"1234")
+        directory = root._capability
+        for request, code in (
+            (asking(directory, "open", name=b"\xff"), "invalidName"),
+            (asking(directory, "open", name="a/b"), "invalidName"),
+            (asking(directory, "open", name="a\0b"), "invalidName"),
+            (asking(directory, "open", name=".."), "invalidName"),
+            (asking(directory, "open", name="x" * 256), "invalidName"),
+            (asking(directory, "open", name="f", flags=16), "invalidArgument"),
+            (asking(directory, "open", name="f", flags=2), "invalidArgument"),
+            (asking(directory, "list", cursor=b"\xff"), "invalidArgument"),
+            (asking(directory, "symlink", name="l", target=""), "invalidArgument"),
+            (asking(directory, "symlink", name="l", target="x" * 4096), "invalidArgument"),
+            (asking(directory, "rename", name="f", newName="g"), "invalidArgument"),
+            (asking(directory, "link", name="f", newName="g"), "invalidArgument"),
+            (asking(directory, "save", label="x" * 201), "invalidArgument"),
+            (asking(directory, "save", label="\x1b[31m"), "invalidArgument"),
+            (asking(directory, "watch"), "unsupported"),
+        ):
+            response = await request.send()
+            assert response._has("error"), (request, code)
+            assert str(response.error.code) == code, request
+        opened = directory.open("f", int(OpenFlags.WRITE)).file
+        for request, code in (
+            (asking(opened, "write", offset=0, data=b"x" * (2**20 + 1)), "tooLarge"),
+            (asking(opened, "append", data=b"x" * (2**20 + 1)), "tooLarge"),
+        ):
+            response = await request.send()
+            assert str(response.error.code) == code
+        response = await asking(opened, "write", offset=2**64 - 1, data=b"x").send()
+        assert str(response.error.code) in ("tooLarge", "invalidArgument", "noSpace")
+        response = await asking(opened, "read", offset=2**64 - 1, length=2**32 - 1).send()
+        assert not response._has("error")
+        assert response.data == b""
+        assert response.eof
+        for field, value in (("maxBytes", 1), ("dryRun", True), ("callsPerSecond", 1)):
+            request = asking(directory, "attenuate")
+            setattr(request.init("policy"), field, value)
+            assert str((await request.send()).error.code) == "unsupported"
+        request = asking(directory, "attenuate")
+        request.init("policy").expiresAt = -1
+        assert str((await request.send()).error.code) == "invalidArgument"
+
+
+async def test_a_target_of_the_clients_own_is_refused(served: Served) -> None:
+    class Fake(wire.Directory.Server):  # type: ignore[misc]
+        async def ticket_context(self, context: Any) -> None:
+            context.results.ticket = b"x" * 32
+
+    async with connect(served.unix["m"]) as root:
+        await root.write_file("f", b"")
+        request = asking(root._capability, "rename", name="f", newName="g")
+        request.target = Fake()
+        assert str((await request.send()).error.code) == "invalidArgument"
+
+
+async def test_a_target_that_never_answers_does_not_hang(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "TICKET_SECONDS_MAX", 0.1)
+
+    class Silent(wire.Directory.Server):  # type: ignore[misc]
+        async def ticket_context(self, context: Any) -> None:
+            await asyncio.sleep(3600)
+
+    async with connect(served.unix["m"]) as root:
+        await root.write_file("f", b"")
+        request = asking(root._capability, "rename", name="f", newName="g")
+        request.target = Silent()
+        async with asyncio.timeout(5):
+            assert str((await request.send()).error.code) == "invalidArgument"
+
+
+async def test_a_ticket_works_once(served: Served) -> None:
+    class Replaying(wire.Directory.Server):  # type: ignore[misc]
+        def __init__(self, ticket: bytes) -> None:
+            self.ticket = ticket
+
+        async def ticket_context(self, context: Any) -> None:
+            context.results.ticket = self.ticket
+
+    async with connect(served.unix["m"]) as root:
+        await root.write_file("f", b"")
+        ticket = (await root._capability.ticket()).ticket
+        codes = []
+        for new_name in ("g", "h"):
+            request = asking(root._capability, "rename", name="f", newName=new_name)
+            request.target = Replaying(ticket)
+            response = await request.send()
+            codes.append(str(response.error.code) if response._has("error") else "done")
+        assert codes == ["done", "invalidArgument"]
+
+
+
+
+async def test_the_count_of_unsent_bytes_does_not_drift(served: Served) -> None:
+    async with connect(served.unix["m"]) as root:
+        file = await root.write_file("f", b"x" * 300_000)
+        session = served.service.sessions[-1]
+        for _ in range(300):
+            await root.stat()
+            await root.list()
+            await file.read(0, 300_000)
+        assert session.unsent_bytes < 4096
+        for round_ in range(50):
+            reads = [asyncio.ensure_future(file.read(0, 300_000)) for _ in range(8)]
+            for _ in range(round_ % 7):
+                await asyncio.sleep(0)
+            for read in reads:
+                read.cancel()
+            await asyncio.gather(*reads, return_exceptions=True)
+        assert session.transport is not None
+        async with asyncio.timeout(5):
+            while session.unsent_bytes:
+                await asyncio.sleep(0.05)
+                session.transport.look()
+        assert await file.read(0, 5) == b"xxxxx"
+        assert session.calls_in_flight == 0
