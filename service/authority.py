@@ -19,7 +19,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 
-from capstore.backers.node import DirectoryNode, FileNode, Volume
+from capstore.backers.node import DirectoryNode, FileNode, Node, Volume
 from capstore.schema.errors import Denied, InvalidArgument, NotFound, Revoked
 from capstore.schema.limits import LABEL_BYTES_MAX
 from capstore.service.grants import Effect, Grant, Policy, ServedVolume
@@ -127,8 +127,7 @@ class Authority:
         """
         reference = self._valid(token)
         grant = self.grant_of(reference)
-        volume = grant.served.volume
-        node = volume.root if not reference.handle else await volume.node_of(reference.handle)
+        node = await _node_of(reference, grant.served.volume)
         grant.check(Effect.OBSERVE)
         self._table.touch(reference.id, self._clock())
         if reference.kind == "directory" and isinstance(node, DirectoryNode):
@@ -211,6 +210,16 @@ class Authority:
     async def commit(self) -> None:
         """Makes durable what is not yet: times of last use."""
         await self._table.commit()
+
+
+async def _node_of(reference: Reference, volume: Volume) -> Node:
+    if not reference.handle:
+        return volume.root
+    try:
+        return await volume.node_of(reference.handle)
+    except InvalidArgument:
+        # The handle is of another volume, which was served under this name.
+        raise NotFound("what was saved is gone") from None
 
 
 def _denied() -> Denied:

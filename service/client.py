@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import capnp
 
+from capstore.backers.node import NodeKind, OpenFlags
 from capstore.schema import wire
-from capstore.schema.errors import Denied, Disconnected, Unsupported, from_os_error
+from capstore.schema.errors import Denied, Disconnected, ReadOnly, Unsupported, from_os_error
 from capstore.schema.limits import HANDSHAKE_SECONDS_MAX
 from capstore.service.loop import kj_loop_running
 from capstore.service.remote import Directory, File, ReferenceControl, answer_of
-from capstore.service.tls import pinning_context
 from capstore.service.uri import CapabilityURI
 
 
@@ -85,9 +85,6 @@ async def node_at(top: Directory, path: tuple[str, ...]) -> Directory | File:
 
     Raises `NotFound`, `NotDirectory`, `Unsupported` (a link or special node).
     """
-    from capstore.backers.node import NodeKind, OpenFlags
-    from capstore.schema.errors import ReadOnly
-
     parent = await top.at(path[:-1])
     entry = await parent.lookup(path[-1])
     if entry.stat.kind is NodeKind.DIRECTORY:
@@ -122,6 +119,9 @@ async def _stream_to(uri: CapabilityURI) -> capnp.AsyncIoStream:
         async with asyncio.timeout(HANDSHAKE_SECONDS_MAX):
             if uri.socket is not None:
                 return await capnp.AsyncIoStream.create_unix_connection(uri.socket)
+            # cryptography takes a quarter of the time that capstore takes to import.
+            from capstore.service.tls import pinning_context
+
             context = pinning_context(uri.fingerprint or "")
             return await capnp.AsyncIoStream.create_connection(uri.host, uri.port, ssl=context)
     except ssl.SSLCertVerificationError as error:

@@ -6,6 +6,8 @@ Invariants:
   works on a remote one, and raises the same errors.
 * Failures of storage raise `StorageError`, failures of the connection `TransportError`; nothing of
   pycapnp crosses this edge.
+* A call that is cancelled is cancelled at the service too, without waiting for it: it may still
+  take effect, as a whole, a moment later.  Everything else is as the node protocol has it.
 * An object belongs to the event loop it was made on.  Dropping the last reference to it lets the
   service release what it held.
 """

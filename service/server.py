@@ -45,6 +45,8 @@ _BYTES_PER_WORD = 8
 _LOOK_SECONDS = 1.0
 _HANG_UP_SECONDS = 1.0
 _HANG_UP_LOOKS = 20
+_CALLS_END_SECONDS = 10.0
+_CALLS_END_LOOKS = 500
 
 
 class Service:
@@ -61,6 +63,7 @@ class Service:
         self._listeners: list[asyncio.Server] = []
         self._sockets: list[tuple[Path, int]] = []
         self._addresses: list[CapabilityURI] = []
+        self._ending: list[Session] = []
 
     def __repr__(self) -> str:
         return (
@@ -196,9 +199,18 @@ class Service:
                 if path.lstat().st_ino == inode:
                     path.unlink()
 
+    async def _calls_to_end(self) -> None:
+        """Waits for calls that were cancelled and cannot stop at once: a change in a worker."""
+        for _ in range(_CALLS_END_LOOKS):
+            if not any(session.calls_in_flight for session in self._ending):
+                return
+            await asyncio.sleep(_CALLS_END_SECONDS / _CALLS_END_LOOKS)
+        log.warning("calls are still under way; the volumes are closed under them")
+
     async def _hang_up(self) -> None:
         """Ends the connections; answers that wait get a moment to be taken."""
-        transports = [each.transport for each in self._sessions if each.transport is not None]
+        self._ending = self.sessions
+        transports = [each.transport for each in self._ending if each.transport is not None]
         for rpc in list(self._sessions.values()):
             if rpc is not None:
                 rpc.close()
@@ -210,8 +222,7 @@ class Service:
             await asyncio.sleep(_HANG_UP_SECONDS / _HANG_UP_LOOKS)
         for transport in transports:
             transport.abort()
-        # Transports tell of their end in the loop's next turns.
-        await asyncio.sleep(0)
+        await self._calls_to_end()
 
     async def prepare(self) -> None:
         """Makes the owner references; to be called once, before listening."""

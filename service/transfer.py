@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from capstore.backers.node import Buffer
+from capstore.schema.errors import Corrupt
 from capstore.schema.limits import WINDOW_BYTES, WINDOW_REQUESTS
 from capstore.service.remote import File, answer_of
 
@@ -49,6 +50,8 @@ async def read_chunks(
                 yield data
             if eof:
                 return
+            if not data:
+                raise Corrupt("the service answers a read with nothing")
             if len(data) < length:
                 # A short read: what was asked for behind it is asked for again, from its end.
                 in_flight.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -311,7 +312,7 @@ async def test_authority_only_shrinks(chain: list[Policy], now: int) -> None:
     for effect in Effect:
         outcomes = [_outcome(each, effect) for each in grants]
         # Once a link refuses, every link below it does.
-        for above, below in zip(outcomes, outcomes[1:], strict=False):
+        for above, below in itertools.pairwise(outcomes):
             assert above is None or below is not None
         refused = any(policy.read_only and effect is Effect.CHANGE for policy in chain) or any(
             policy.expires_at and now >= policy.expires_at for policy in chain

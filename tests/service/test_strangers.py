@@ -1,4 +1,4 @@
-"""Strangers on the socket: garbage, half messages, vanishing, never reading; others notice nothing."""
+"""Strangers on the socket: garbage, half messages, vanishing, never reading."""
 
 from __future__ import annotations
 
@@ -419,8 +419,6 @@ async def test_a_ticket_works_once(served: Served) -> None:
             response = await request.send()
             codes.append(str(response.error.code) if response._has("error") else "done")
         assert codes == ["done", "invalidArgument"]
-
-
 
 
 async def test_the_count_of_unsent_bytes_does_not_drift(served: Served) -> None:
