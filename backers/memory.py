@@ -358,7 +358,7 @@ class MemoryDirectory(DirectoryNode):
     async def open(self, name: str, flags: OpenFlags = OpenFlags.READ) -> FileNode:
         flags.check()
         check_name(name)
-        writable = OpenFlags.WRITE in flags
+        writable = flags.writes
         if writable:
             self._changing()
         inode = self._state().entries.get(name)

@@ -182,7 +182,7 @@ class GuardedDirectory(_GuardedNode[DirectoryNode], DirectoryNode):
         return await self._call("list", after, limit)  # type: ignore[no-any-return]
 
     async def open(self, name: str, flags: OpenFlags = OpenFlags.READ) -> GuardedFile:
-        effect = _CHANGE if flags & OpenFlags.WRITE else EFFECTS["open"]
+        effect = _CHANGE if flags.writes else EFFECTS["open"]
         self.grant.check(effect)
         flags.check()
         file = await self._call_with(effect, "open", check_name(name), flags)
