@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 from capstore.backers.hostdir import HostVolume
-
 from capstore.backers.memory import MemoryVolume
 from capstore.backers.node import Volume
 from capstore.schema.errors import InvalidArgument

@@ -196,8 +196,8 @@ interface File {
   # far as the volume is durable at all.
 
   close @5 () -> (error :Error);
-  # Releases the file now; every later call answers `closed`, closing again included as a success.
-  # Dropping the capability does the same without an answer.
+  # Releases the file now.  Later calls answer `closed`, but for close, which succeeds, and stat,
+  # which tells what was known last.  Dropping the capability does the same without an answer.
 
   append @6 (data :Data) -> (offset :UInt64, error :Error);
   # Writes at the end, atomically with regard to other appends, and says where that was.
@@ -320,8 +320,10 @@ interface Directory {
   # the same node with the same authority, for as long as the reference that this capability came
   # from is not revoked.  The token is 43 characters of base64url and a secret; the service keeps
   # only its digest.  The reference names the node, not the path: a node that is removed is
-  # `notFound` at restore, also if another takes its name.  `label` (at most 200 bytes) is shown
-  # in listings.  Codes: invalidArgument (label), tooLarge (too many references), unsupported.
+  # `notFound` at restore, also if another takes its name.  Where a backer finds nodes by their
+  # place alone (a host directory), one that was moved is `notFound` until it is moved back.
+  # `label` (at most 200 bytes) is shown in listings.  Codes: invalidArgument (label), tooLarge
+  # (too many references), notFound (a node without a name), unsupported.
 }
 
 struct Change {

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import os
 from typing import ClassVar
 
 
@@ -249,10 +250,10 @@ _BY_ERRNO: dict[int, type[StorageError]] = {
 def from_os_error(error: OSError, what: str = "") -> StorageError:
     """The `StorageError` that stands for `error`.
 
-    `what` names the operation in the message; the error's own text is used only as far as it
-    cannot hold a path of the host.
+    `what` names the operation in the message; of the error itself only its number is used, for
+    its text may hold a path of the host.
     """
     number = error.errno or 0
     kind = _BY_ERRNO.get(number, StorageIOError)
-    name = errno.errorcode.get(number, "unknown error")
-    return kind(f"{what}: {name}" if what else name)
+    reason = os.strerror(number) if number else "unknown error"
+    return kind(f"{what}: {reason}" if what else reason)

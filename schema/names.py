@@ -81,10 +81,13 @@ def to_bytes(name: str) -> bytes:
     """The stored bytes that `name` stands for; raises `InvalidName` where it stands for none."""
     if name.isascii():
         return name.encode("ascii")
-    raw = b"".join(
-        bytes([ord(char) - _ESCAPE_BASE]) if ord(char) in _ESCAPES else char.encode()
-        for char in name
-    )
+    try:
+        raw = b"".join(
+            bytes([ord(char) - _ESCAPE_BASE]) if ord(char) in _ESCAPES else char.encode()
+            for char in name
+        )
+    except UnicodeEncodeError:
+        raise InvalidName("a name is valid UTF-8") from None
     if _holds_escapes(name) and from_bytes(raw) != name:
         raise InvalidName("the name uses the escape range for bytes that need no escape")
     return raw

@@ -16,6 +16,9 @@ _SIZE_UNITS = {
     **{f"{prefix}iB": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")},
     **{f"{prefix}B": 1000 ** (power + 1) for power, prefix in enumerate("kMGT")},
 }
+# What 64 bits hold; also keeps what float() makes of a thousand digits away from int().
+_VALUE_MAX = 2**63
+
 _DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -24,7 +27,10 @@ def _parse(text: str, units: dict[str, int], what: str) -> float:
     if match is None or match[2] not in units:
         listed = ", ".join(unit for unit in units if unit)
         raise InvalidArgument(f'"{text}" is no {what}: a number with one of {listed}')
-    return float(match[1]) * units[match[2]]
+    value = float(match[1]) * units[match[2]]
+    if value > _VALUE_MAX:
+        raise InvalidArgument(f"the {what} is over {_VALUE_MAX}")
+    return value
 
 
 def parse_size(text: str) -> int:

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import capnp
 
@@ -19,7 +20,7 @@ from capstore.schema import wire
 from capstore.schema.errors import Denied, Disconnected, ReadOnly, Unsupported, from_os_error
 from capstore.schema.limits import HANDSHAKE_SECONDS_MAX
 from capstore.service.loop import kj_loop_running
-from capstore.service.remote import Directory, File, ReferenceControl, answer_of
+from capstore.service.remote import Directory, File, Held, ReferenceControl, answer_of
 from capstore.service.uri import CapabilityURI
 
 
@@ -38,20 +39,14 @@ class Connection:
     def __init__(self, uri: CapabilityURI, rpc: capnp.TwoPartyClient) -> None:
         self.uri = uri
         self._rpc = rpc
-        self._gate = rpc.bootstrap().cast_as(wire.Gate)
+        self._gate = Held(rpc.bootstrap().cast_as(wire.Gate))
 
     def __repr__(self) -> str:
         return f"<Connection {self.uri!r}>"
 
     async def restore(self, token: str) -> Directory | File:
         """What was saved under `token`.  Raises `Denied`, `NotFound`, `Unsupported`."""
-        response = await answer_of(self._gate.restore(token))
-        kind = str(response.kind)
-        if kind == "directory":
-            return Directory(response.capability.as_interface(wire.Directory))
-        if kind == "file":
-            return File(response.capability.as_interface(wire.File))
-        raise Unsupported(f"this client has no use for a {kind}")
+        return _restored(await answer_of(self._gate.raw.restore(token)))
 
     async def root(self) -> Directory | File:
         """What the URI stands for, its path included.  Raises as `restore` and `Directory.at`."""
@@ -64,11 +59,11 @@ class Connection:
 
     async def reference(self, token: str) -> ReferenceControl:
         """Control over the saved reference of `token`.  Raises `Denied`."""
-        return ReferenceControl((await answer_of(self._gate.reference(token))).reference)
+        return ReferenceControl((await answer_of(self._gate.raw.reference(token))).reference)
 
     async def info(self) -> ServiceInfo:
         """Version, software and limits of the service."""
-        info = (await answer_of(self._gate.info())).info
+        info = (await answer_of(self._gate.raw.info())).info
         return ServiceInfo(
             info.protocolVersion,
             info.software,
@@ -78,6 +73,15 @@ class Connection:
     async def disconnected(self) -> None:
         """Returns when the connection is gone."""
         await self._rpc.on_disconnect()
+
+
+def _restored(response: Any) -> Directory | File:
+    kind = str(response.kind)
+    if kind == "directory":
+        return Directory(response.capability.as_interface(wire.Directory))
+    if kind == "file":
+        return File(response.capability.as_interface(wire.File))
+    raise Unsupported(f"this client has no use for a {kind}")
 
 
 async def node_at(top: Directory, path: tuple[str, ...]) -> Directory | File:

@@ -106,7 +106,9 @@ class BrokenServer(wire.Broken.Server):  # type: ignore[misc]
     """Stands where a capability should be: answers every method of every interface with `error`."""
 
     def __init__(self, error: StorageError, session: Counted) -> None:
-        self.error = error
+        # A new one: an error that was raised keeps the frames it passed through, in them the call's
+        # context, and that keeps this very capability: a circle through C++ that nobody collects.
+        self.error = StorageError.of(error.code, error.message)
         self.session = session
 
     def __getattr__(self, name: str) -> Callable[[Any], Awaitable[None]]:

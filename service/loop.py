@@ -1,18 +1,28 @@
 """The KJ event loop inside asyncio's: one per running loop, shared by all who need it.
 
-Invariants: it runs as long as anybody is inside `kj_loop_running`; the last one out ends it.
-pycapnp allows one per asyncio loop, while a process may have a service and several clients on one.
+Invariants:
+
+* It runs as long as anybody is inside `kj_loop_running`; the last one out ends it.  pycapnp allows
+  one per asyncio loop, while a process may have a service and several clients on one.
+* While a KJ loop runs, Python's cyclic collector runs on the loop's thread and on no other.  KJ
+  aborts the process when an object of its loop is freed elsewhere, and the collector runs wherever
+  it is triggered: in a worker thread, for one.  So automatic collection is switched off, and the
+  loop itself looks several times a second whether a collection is due.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import capnp
+
+_LOOK_SECONDS = 0.2
 
 
 @dataclass
@@ -35,6 +45,7 @@ async def kj_loop_running() -> AsyncIterator[None]:
     shared = _by_loop.setdefault(loop, _Shared())
     async with shared.changing:
         if shared.users == 0 and not hasattr(loop, "_kj_loop"):
+            await shared.stack.enter_async_context(_collecting_here())
             await shared.stack.enter_async_context(capnp.kj_loop())
         shared.users += 1
     try:
@@ -44,3 +55,51 @@ async def kj_loop_running() -> AsyncIterator[None]:
             shared.users -= 1
             if shared.users == 0:
                 await shared.stack.aclose()
+
+
+_loops = 0
+_was_enabled = False
+_switching = threading.Lock()
+
+
+@asynccontextmanager
+async def _collecting_here() -> AsyncIterator[None]:
+    """While inside, this loop does what automatic garbage collection would do."""
+    _count_loop(1)
+    collector = asyncio.create_task(_collect_when_due())
+    try:
+        yield
+    finally:
+        collector.cancel()
+        _count_loop(-1)
+
+
+def _count_loop(change: int) -> None:
+    """Switches automatic collection off with the first loop, and back with the last."""
+    global _loops, _was_enabled  # noqa: PLW0603 - the collector is the process's, too
+    with _switching:
+        if _loops == 0:
+            _was_enabled = gc.isenabled()
+            gc.disable()
+        _loops += change
+        if _loops == 0 and _was_enabled:
+            gc.enable()
+
+
+async def _collect_when_due() -> None:
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        collect_if_due()
+
+
+def collect_if_due() -> None:
+    """Collects the generation that automatic collection would collect now, if any."""
+    thresholds, counts = gc.get_threshold(), gc.get_count()
+    if not _was_enabled or not thresholds[0] or counts[0] <= thresholds[0]:
+        return
+    due = [
+        generation
+        for generation in (1, 2)
+        if thresholds[generation] and counts[generation] > thresholds[generation]
+    ]
+    gc.collect(max(due, default=0))

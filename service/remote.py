@@ -14,8 +14,11 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import capnp
@@ -60,15 +63,61 @@ _UINT64_MAX = 2**64 - 1
 REPLACE = OpenFlags.WRITE | OpenFlags.CREATE | OpenFlags.TRUNCATE
 
 
-async def answer_of(promise: Awaitable[Any]) -> Any:
-    """The results of a call; raises what its ``error`` says, or `TransportError`."""
-    try:
-        response = await promise
-    except capnp.KjException as error:
-        raise transport_error(error) from None
-    if response._has("error"):
-        raise read_error(response.error)
-    return response
+class Held:
+    """Holds an object of pycapnp, and gives it back to its event loop.
+
+    KJ aborts the process when what belongs to its loop is freed on another thread, and that is
+    where Python's collector may find garbage that holds it: an exception that was kept, say, with
+    the frames it passed through.  A finalizer runs before anything is freed, so it can hand the
+    object over.  Hence the rule of this module: what pycapnp hands out stands in a `Held`, or in
+    the frame of a function that does not wait.
+    """
+
+    __slots__ = ("_loop", "_thread", "raw")
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        self._loop = asyncio.get_running_loop()
+        self._thread = get_ident()
+
+    def __del__(self) -> None:
+        if get_ident() != self._thread and self.raw is not None:
+            # Nothing here may refer to the object once the loop knows of it, or this could be the
+            # last reference after all.
+            parcel, self.raw = [self.raw], None
+            # RuntimeError: the loop has ended, its connections with it; there is nothing to tell.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(parcel.clear)
+
+
+class Call(Held):
+    """A call that was sent; await `answer` once."""
+
+    __slots__ = ()
+
+    async def answer(self) -> Any:
+        """The results; raises what their ``error`` says, or `TransportError`."""
+        promise, self.raw = self.raw, None
+        try:
+            response = await promise
+        except capnp.KjException as error:
+            failure: Exception = transport_error(error)
+        else:
+            if not response._has("error"):
+                return response
+            failure = read_error(response.error)
+            del response
+        del promise
+        try:
+            raise failure
+        finally:
+            # The failure keeps this frame, so this frame must not keep the failure.
+            del failure
+
+
+def answer_of(promise: Any) -> Awaitable[Any]:
+    """Awaits the results of a call that was just sent; see `Call.answer`."""
+    return Call(promise).answer()
 
 
 def transport_error(error: capnp.KjException) -> TransportError:
@@ -101,31 +150,28 @@ class Narrowed:
     revoker: Revoker | None
 
 
-class _Remote:
-    """What every remote capability has."""
+class _Remote(Held):
+    """What every remote capability has; `raw` is pycapnp's own object."""
 
-    __slots__ = ("_capability",)
+    __slots__ = ()
 
-    def __init__(self, capability: Any) -> None:
-        self._capability = capability
-
-    async def _attenuate(self, policy: Policy, *, revocable: bool) -> Any:
-        request = self._capability.attenuate_request()
+    def _start_attenuate(self, policy: Policy, *, revocable: bool) -> Any:
+        request = self.raw.attenuate_request()
         write_policy(request.init("policy"), policy, revocable=revocable)
-        return await answer_of(request.send())
+        return request.send()
 
     async def stat(self) -> Stat:
-        return read_stat((await answer_of(self._capability.stat())).stat)
+        return read_stat((await answer_of(self.raw.stat())).stat)
 
     async def sync(self) -> None:
-        await answer_of(self._capability.sync())
+        await answer_of(self.raw.sync())
 
     async def save(self, label: str = "") -> str:
         """Saves a reference that outlives this connection; returns its token, which is a secret.
 
         Raises `InvalidArgument` (label), `TooLarge` (too many references), `Unsupported`.
         """
-        return str((await answer_of(self._capability.save(_text(label)))).token)
+        return str((await answer_of(self.raw.save(_text(label)))).token)
 
 
 class File(_Remote, FileNode):
@@ -133,25 +179,25 @@ class File(_Remote, FileNode):
 
     __slots__ = ()
 
-    def start_read(self, offset: int, length: int) -> Any:
-        """Sends a read and returns its promise, for `finish_read`: several may be in flight."""
-        request = self._capability.read_request()
+    def start_read(self, offset: int, length: int) -> Call:
+        """Sends a read, for `finish_read`: several may be in flight."""
+        request = self.raw.read_request()
         request.offset = checked_offset(offset)
         request.length = min(length, TRANSFER_BYTES_MAX)
-        return request.send()
+        return Call(request.send())
 
     @staticmethod
-    async def finish_read(promise: Any) -> tuple[bytes, bool]:
+    async def finish_read(call: Call) -> tuple[bytes, bool]:
         """The data of a read, and whether the file ends behind it."""
-        response = await answer_of(promise)
+        response = await call.answer()
         return response.data, response.eof
 
-    def start_write(self, offset: int, data: Buffer) -> Any:
-        """Sends a write of at most `TRANSFER_BYTES_MAX` bytes and returns its promise."""
-        request = self._capability.write_request()
+    def start_write(self, offset: int, data: Buffer) -> Call:
+        """Sends a write of at most `TRANSFER_BYTES_MAX` bytes, to be answered."""
+        request = self.raw.write_request()
         request.offset = checked_offset(offset)
         request.data = _sendable(data)
-        return request.send()
+        return Call(request.send())
 
     async def read(self, offset: int, length: int) -> Buffer:
         data, eof = await self.finish_read(self.start_read(offset, length))
@@ -173,29 +219,32 @@ class File(_Remote, FileNode):
         return len(data)
 
     async def write(self, offset: int, data: Buffer) -> None:
-        await answer_of(self.start_write(offset, data))
+        await self.start_write(offset, data).answer()
 
     async def append(self, data: Buffer) -> int:
-        return int((await answer_of(self._capability.append(_sendable(data)))).offset)
+        return int((await answer_of(self.raw.append(_sendable(data)))).offset)
 
     async def truncate(self, size: int) -> None:
-        await answer_of(self._capability.truncate(checked_offset(size)))
+        await answer_of(self.raw.truncate(checked_offset(size)))
 
     async def set_attributes(self, change: Attributes) -> None:
-        request = self._capability.setAttributes_request()
+        await answer_of(self._start_set(change))
+
+    def _start_set(self, change: Attributes) -> Any:
+        request = self.raw.setAttributes_request()
         write_attributes(request.init("attributes"), change)
-        await answer_of(request.send())
+        return request.send()
 
     async def close(self) -> None:
-        await answer_of(self._capability.close())
+        await answer_of(self.raw.close())
 
     async def read_only(self) -> File:
         """The same file without the authority to change it."""
-        return File((await answer_of(self._capability.readOnly())).file)
+        return File((await answer_of(self.raw.readOnly())).file)
 
     async def attenuate(self, policy: Policy, *, revocable: bool = False) -> Narrowed:
         """The same file with less authority.  Raises `InvalidArgument`, `Unsupported`."""
-        response = await self._attenuate(policy, revocable=revocable)
+        response = await answer_of(self._start_attenuate(policy, revocable=revocable))
         return Narrowed(File(response.file), Revoker(response.revoker) if revocable else None)
 
 
@@ -205,32 +254,35 @@ class Directory(_Remote, DirectoryNode):
     __slots__ = ()
 
     async def lookup(self, name: str) -> Entry:
-        response = await answer_of(self._capability.lookup(check_name(name)))
+        response = await answer_of(self.raw.lookup(check_name(name)))
         return read_entry(response.entry)
 
     async def list(self, after: str = "", limit: int = PAGE_ENTRIES_MAX) -> Page:
-        request = self._capability.list_request()
-        request.cursor = after.encode()
-        request.limit = max(0, min(limit, PAGE_ENTRIES_MAX))
-        response = await answer_of(request.send())
+        response = await answer_of(self._start_list(after, limit))
         return Page([read_entry(entry) for entry in response.entries], response._has("cursor"))
+
+    def _start_list(self, after: str, limit: int) -> Any:
+        request = self.raw.list_request()
+        request.cursor = after.encode()
+        request.limit = max(1, min(limit, PAGE_ENTRIES_MAX))
+        return request.send()
 
     async def open(self, name: str, flags: OpenFlags = OpenFlags.READ) -> File:
         response = await answer_of(self._start_open(name, flags))
         return File(response.file)
 
     def _start_open(self, name: str, flags: OpenFlags) -> Any:
-        return self._capability.open(check_name(name), int(flags) & 0xFFFFFFFF)
+        return self.raw.open(check_name(name), int(flags) & 0xFFFFFFFF)
 
     async def create(self, name: str, *, executable: bool = False) -> File:
-        response = await answer_of(self._capability.create(check_name(name), executable))
+        response = await answer_of(self.raw.create(check_name(name), executable))
         return File(response.file)
 
     async def mkdir(self, name: str) -> Directory:
-        return Directory((await answer_of(self._capability.mkdir(check_name(name)))).directory)
+        return Directory((await answer_of(self.raw.mkdir(check_name(name)))).directory)
 
     async def sub(self, name: str) -> Directory:
-        return Directory((await answer_of(self._capability.sub(check_name(name)))).directory)
+        return Directory((await answer_of(self.raw.sub(check_name(name)))).directory)
 
     async def at(self, path: Sequence[str]) -> Directory:
         """The directory below this one at `path`, in one round trip whatever its length.
@@ -239,15 +291,12 @@ class Directory(_Remote, DirectoryNode):
         """
         if not path:
             return self
-        capability = self._capability
-        for name in path[:-1]:
-            capability = capability.sub(check_name(name)).directory
-        response = await answer_of(capability.sub(check_name(path[-1])))
-        return Directory(response.directory)
+        above = self.pipelined(path[:-1])
+        return await above.sub(path[-1])
 
     def pipelined(self, path: Sequence[str]) -> Directory:
         """The directory at `path` without waiting for it: its first call tells whether it is."""
-        capability = self._capability
+        capability = self.raw
         for name in path:
             capability = capability.sub(check_name(name)).directory
         return Directory(capability)
@@ -255,20 +304,22 @@ class Directory(_Remote, DirectoryNode):
     async def read_file(self, name: str) -> tuple[bytes, bool, File]:
         """The first `TRANSFER_BYTES_MAX` bytes of the file `name`, whether that was all of it, and
         the file: one round trip.  Raises as `open` and `FileNode.read`."""
-        opened = self._start_open(name, OpenFlags.READ)
-        data, eof = await File.finish_read(opened.file.read(0, TRANSFER_BYTES_MAX))
-        return data, eof, File(opened.file)
+        file = self._pipelined_open(name, OpenFlags.READ)
+        data, eof = await File.finish_read(file.start_read(0, TRANSFER_BYTES_MAX))
+        return data, eof, file
 
     async def write_file(self, name: str, data: Buffer, flags: OpenFlags = REPLACE) -> File:
         """Opens the file `name` (by default made or emptied) and writes `data`, at most
         `TRANSFER_BYTES_MAX` bytes, at its start: one round trip.  Returns it open for writing."""
-        opened = self._start_open(name, flags)
-        file = File(opened.file)
-        await answer_of(file.start_write(0, data))
+        file = self._pipelined_open(name, flags)
+        await file.start_write(0, data).answer()
         return file
 
+    def _pipelined_open(self, name: str, flags: OpenFlags) -> File:
+        return File(self._start_open(name, flags).file)
+
     async def remove(self, name: str, expect: Expect = Expect.ANY) -> None:
-        await answer_of(self._capability.remove(check_name(name), expect.value))
+        await answer_of(self.raw.remove(check_name(name), expect.value))
 
     async def rename(
         self,
@@ -277,59 +328,61 @@ class Directory(_Remote, DirectoryNode):
         new_name: str,
         mode: RenameMode = RenameMode.REPLACE,
     ) -> None:
-        request = self._capability.rename_request()
-        request.name, request.newName = check_name(name), check_name(new_name)
-        request.target, request.mode = _capability_of(target), mode.value
-        await answer_of(request.send())
+        await answer_of(self._start_move("rename", name, target, new_name, mode=mode.value))
 
-    async def link(self, name: str, target: DirectoryNode, new_name: str) -> None:
-        request = self._capability.link_request()
+    def _start_move(
+        self, method: str, name: str, target: DirectoryNode, new_name: str, **more: Any
+    ) -> Any:
+        request = getattr(self.raw, f"{method}_request")(**more)
         request.name, request.newName = check_name(name), check_name(new_name)
         request.target = _capability_of(target)
-        await answer_of(request.send())
+        return request.send()
+
+    async def link(self, name: str, target: DirectoryNode, new_name: str) -> None:
+        await answer_of(self._start_move("link", name, target, new_name))
 
     async def symlink(self, name: str, target: str) -> None:
-        await answer_of(self._capability.symlink(check_name(name), _text(target)))
+        await answer_of(self.raw.symlink(check_name(name), _text(target)))
 
     async def set_attributes(self, change: Attributes, name: str = "") -> None:
-        request = self._capability.setAttributes_request()
+        await answer_of(self._start_set(change, name))
+
+    def _start_set(self, change: Attributes, name: str) -> Any:
+        request = self.raw.setAttributes_request()
         request.name = check_name(name) if name else ""
         write_attributes(request.init("attributes"), change)
-        await answer_of(request.send())
+        return request.send()
 
     async def usage(self) -> Usage:
-        return read_usage((await answer_of(self._capability.usage())).usage)
+        return read_usage((await answer_of(self.raw.usage())).usage)
 
     async def snapshot(self) -> Directory:
-        return Directory((await answer_of(self._capability.snapshot())).directory)
+        return Directory((await answer_of(self.raw.snapshot())).directory)
 
     async def read_only(self) -> Directory:
         """The same directory without the authority to change what is in or below it."""
-        return Directory((await answer_of(self._capability.readOnly())).directory)
+        return Directory((await answer_of(self.raw.readOnly())).directory)
 
     async def attenuate(self, policy: Policy, *, revocable: bool = False) -> Narrowed:
         """The same directory with less authority.  Raises `InvalidArgument`, `Unsupported`."""
-        response = await self._attenuate(policy, revocable=revocable)
+        response = await answer_of(self._start_attenuate(policy, revocable=revocable))
         return Narrowed(
             Directory(response.directory), Revoker(response.revoker) if revocable else None
         )
 
 
-class Revoker:
+class Revoker(Held):
     """The power to end one attenuation."""
 
-    __slots__ = ("_capability",)
-
-    def __init__(self, capability: Any) -> None:
-        self._capability = capability
+    __slots__ = ()
 
     async def revoke(self) -> None:
         """Ends it, with everything derived from it; ending it again is no error."""
-        await answer_of(self._capability.revoke())
+        await answer_of(self.raw.revoke())
 
     async def status(self) -> tuple[bool, int]:
         """Whether it has ended, and how many attenuations and saved references hang below."""
-        response = await answer_of(self._capability.status())
+        response = await answer_of(self.raw.status())
         return response.revoked, response.derived
 
 
@@ -347,32 +400,34 @@ class ReferenceInfo:
     parent: int
 
 
-class ReferenceControl:
+class ReferenceControl(Held):
     """Control over one saved reference and those saved below it."""
 
-    __slots__ = ("_capability",)
-
-    def __init__(self, capability: Any) -> None:
-        self._capability = capability
+    __slots__ = ()
 
     async def status(self) -> ReferenceInfo:
         """The reference itself.  Raises `Denied` when it has ended."""
-        return _read_info((await answer_of(self._capability.status())).info)
+        return _read_info((await answer_of(self.raw.status())).info)
 
     async def list(self) -> Sequence[ReferenceInfo]:
         """Everything saved below it, in the order of ids."""
         result: list[ReferenceInfo] = []
         cursor = b""
         while True:
-            response = await answer_of(self._capability.list(cursor, PAGE_ENTRIES_MAX))
-            result.extend(_read_info(reader) for reader in response.references)
-            if not response._has("cursor"):
+            page, cursor = _read_infos(
+                await answer_of(self.raw.list(cursor, PAGE_ENTRIES_MAX))
+            )
+            result.extend(page)
+            if not cursor:
                 return result
-            cursor = response.cursor
 
     async def revoke(self, reference_id: int) -> None:
         """Ends the reference of this id, itself or below.  Raises `NotFound`."""
-        await answer_of(self._capability.revoke(reference_id))
+        await answer_of(self.raw.revoke(reference_id))
+
+
+def _read_infos(response: Any) -> tuple[Sequence[ReferenceInfo], bytes]:
+    return [_read_info(reader) for reader in response.references], response.cursor
 
 
 def _read_info(reader: Any) -> ReferenceInfo:
@@ -391,7 +446,7 @@ def _read_info(reader: Any) -> ReferenceInfo:
 def _capability_of(target: DirectoryNode) -> Any:
     if not isinstance(target, Directory):
         raise CrossVolume("the target is no directory of a service")
-    return target._capability
+    return target.raw
 
 
 def _sendable(data: Buffer) -> bytes | memoryview:

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Any
 
 from capstore.backers.node import Buffer
 from capstore.schema.errors import Corrupt
 from capstore.schema.limits import WINDOW_BYTES, WINDOW_REQUESTS
-from capstore.service.remote import File, answer_of
+from capstore.service.remote import Call, File
 
 
 async def read_chunks(
@@ -33,7 +32,7 @@ async def read_chunks(
     A file that is changed meanwhile gives some bytes of each moment, as reads do.  Raises as
     `FileNode.read`.
     """
-    in_flight: deque[tuple[int, int, Any]] = deque()
+    in_flight: deque[tuple[int, int, Call]] = deque()
     ask = offset
     ended = False
     try:
@@ -44,8 +43,8 @@ async def read_chunks(
                 ask += length
             if not in_flight:
                 return
-            at, length, promise = in_flight.popleft()
-            data, eof = await File.finish_read(promise)
+            at, length, call = in_flight.popleft()
+            data, eof = await File.finish_read(call)
             if data:
                 yield data
             if eof:
@@ -77,7 +76,7 @@ class Writer:
         self._file = file
         self._window = window
         self._block = block
-        self._in_flight: deque[Any] = deque()
+        self._in_flight: deque[Call] = deque()
         self.offset = offset
 
     async def write(self, data: Buffer) -> None:
@@ -86,11 +85,11 @@ class Writer:
         for start in range(0, len(view), self._block):
             piece = view[start : start + self._block]
             while len(self._in_flight) >= self._window:
-                await answer_of(self._in_flight.popleft())
+                await self._in_flight.popleft().answer()
             self._in_flight.append(self._file.start_write(self.offset, piece))
             self.offset += len(piece)
 
     async def finish(self) -> None:
         """Waits until every write was answered; raises the first failure."""
         while self._in_flight:
-            await answer_of(self._in_flight.popleft())
+            await self._in_flight.popleft().answer()

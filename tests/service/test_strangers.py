@@ -131,7 +131,7 @@ async def test_a_wrong_token_is_denied_always_the_same(served: Served, token: st
 
 async def test_a_token_that_is_no_text_is_denied(served: Served) -> None:
     async with open_connection(served.unix["m"]) as connection:
-        request = connection._gate.restore_request()
+        request = connection._gate.raw.restore_request()
         request.token = b"\xff\xfe"
         response = await request.send()
         assert str(response.error.code) == "denied"
@@ -140,7 +140,7 @@ async def test_a_token_that_is_no_text_is_denied(served: Served) -> None:
 
 async def test_calls_on_what_was_denied_answer_denied(served: Served) -> None:
     async with open_connection(served.unix["m"]) as connection:
-        broken = connection._gate.restore("nothing").capability
+        broken = connection._gate.raw.restore("nothing").capability
         with pytest.raises(Denied):
             await Directory(broken.cast_as(wire.Directory)).list()
         with pytest.raises(Denied):
@@ -301,12 +301,12 @@ async def test_a_bug_is_an_opaque_internal_and_the_log_knows(
     volume.__class__ = LeakyVolume
     async with serving({"m": volume}) as served, connect(served.unix["m"]) as root:
         for call in (
-            root._capability.lookup("x"),
-            root._capability.list(b"", 0),
-            root._capability.open("x", 0),
-            root._capability.mkdir("x"),
-            root._capability.stat(),
-            root._capability.usage(),
+            root.raw.lookup("x"),
+            root.raw.list(b"", 0),
+            root.raw.open("x", 0),
+            root.raw.mkdir("x"),
+            root.raw.stat(),
+            root.raw.usage(),
         ):
             response = await call
             assert str(response.error.code) == "internal"
@@ -329,7 +329,7 @@ def asking(capability: Any, method: str, **fields: Any) -> Any:
 async def test_bad_arguments_are_results_not_exceptions(served: Served) -> None:
     async with connect(served.unix["m"]) as root:
         await root.write_file("f", b"1234")
-        directory = root._capability
+        directory = root.raw
         for request, code in (
             (asking(directory, "open", name=b"\xff"), "invalidName"),
             (asking(directory, "open", name="a/b"), "invalidName"),
@@ -379,7 +379,7 @@ async def test_a_target_of_the_clients_own_is_refused(served: Served) -> None:
 
     async with connect(served.unix["m"]) as root:
         await root.write_file("f", b"")
-        request = asking(root._capability, "rename", name="f", newName="g")
+        request = asking(root.raw, "rename", name="f", newName="g")
         request.target = Fake()
         assert str((await request.send()).error.code) == "invalidArgument"
 
@@ -395,7 +395,7 @@ async def test_a_target_that_never_answers_does_not_hang(
 
     async with connect(served.unix["m"]) as root:
         await root.write_file("f", b"")
-        request = asking(root._capability, "rename", name="f", newName="g")
+        request = asking(root.raw, "rename", name="f", newName="g")
         request.target = Silent()
         async with asyncio.timeout(5):
             assert str((await request.send()).error.code) == "invalidArgument"
@@ -411,10 +411,10 @@ async def test_a_ticket_works_once(served: Served) -> None:
 
     async with connect(served.unix["m"]) as root:
         await root.write_file("f", b"")
-        ticket = (await root._capability.ticket()).ticket
+        ticket = (await root.raw.ticket()).ticket
         codes = []
         for new_name in ("g", "h"):
-            request = asking(root._capability, "rename", name="f", newName=new_name)
+            request = asking(root.raw, "rename", name="f", newName=new_name)
             request.target = Replaying(ticket)
             response = await request.send()
             codes.append(str(response.error.code) if response._has("error") else "done")
