@@ -23,6 +23,8 @@ MESSAGE_NESTING_MAX: Final = 32
 REFERENCES_MAX: Final = 65_536
 CONNECTIONS_MAX: Final = 1024
 CALLS_IN_FLIGHT_MAX: Final = 1024
+CALL_BYTES_MAX: Final = 16 * MIB
+CAPABILITIES_MAX: Final = 4096
 UNSENT_BYTES_MAX: Final = 8 * MIB
 STALL_SECONDS_MAX: Final = 60
 HANDSHAKE_SECONDS_MAX: Final = 10
@@ -57,6 +59,8 @@ LIMITS: Final = (
     Limit("maxReferences", REFERENCES_MAX, "references", "saved by one service"),
     Limit("maxConnections", CONNECTIONS_MAX, "connections", "open to one service"),
     Limit("maxCallsInFlight", CALLS_IN_FLIGHT_MAX, "calls", "of one connection; then it waits"),
+    Limit("maxCallBytes", CALL_BYTES_MAX, "bytes", "of calls in flight; then it waits"),
+    Limit("maxCapabilities", CAPABILITIES_MAX, "capabilities", "held by one connection"),
     Limit("maxUnsentBytes", UNSENT_BYTES_MAX, "bytes", "of answers a connection has not taken"),
     Limit("maxStallSeconds", STALL_SECONDS_MAX, "seconds", "without taking an answer that waits"),
     Limit("maxHandshakeSeconds", HANDSHAKE_SECONDS_MAX, "seconds", "for TLS"),

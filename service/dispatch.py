@@ -22,18 +22,18 @@ from capstore.service.messages import write_error
 
 log = logging.getLogger("capstore.service")
 
-# The least that RPC adds to the results of a call: segment table, Message, Return, Payload.
-_RETURN_BYTES = 64
+# The least that RPC adds to parameters and results: segment table, Message, Call or Return, Payload.
+_ENVELOPE_BYTES = 64
 _BYTES_PER_WORD = 8
 
 
 class Counted(Protocol):
     """What a session offers to the calls it carries."""
 
-    def call_begins(self) -> None:
-        """One more call is under way."""
+    def call_begins(self, size: int) -> None:
+        """One more call is under way, with `size` bytes of parameters."""
 
-    def call_ends(self) -> None:
+    def call_ends(self, size: int) -> None:
         """One fewer."""
 
     def answer_queued(self, size: int) -> None:
@@ -56,26 +56,27 @@ def answers(
 
     @functools.wraps(method)
     async def answer(self: S, context: Any) -> None:
-        session = self.session
-        session.call_begins()
+        session, params = self.session, context.params
+        size = _size_of(params)
+        session.call_begins(size)
         try:
             try:
-                await method(self, context.params, context.results)
+                await method(self, params, context.results)
             except StorageError as error:
                 fail(context.results, error, session)
         except Exception:
             log.exception("a bug in %s.%s", type(self).__name__, method.__name__)
             fail(context.results, InternalError("the service has a bug; see its log"), session)
         finally:
-            session.call_ends()
+            session.call_ends(size)
         session.answer_queued(_size_of(context.results))
 
     return answer
 
 
-def _size_of(results: Any) -> int:
-    """The bytes of an answer on the wire, or a few less: never more, lest the count drift up."""
-    return int(results.total_size.word_count) * _BYTES_PER_WORD + _RETURN_BYTES
+def _size_of(struct: Any) -> int:
+    """The bytes of a message on the wire, or a few less: never more, lest the count drift up."""
+    return int(struct.total_size.word_count) * _BYTES_PER_WORD + _ENVELOPE_BYTES
 
 
 def fail(results: Any, error: StorageError, session: Counted) -> None:

@@ -7,6 +7,7 @@ what a service sent, `Corrupt`.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import capnp
@@ -28,6 +29,7 @@ from capstore.schema.errors import (
     StorageError,
     Unsupported,
 )
+from capstore.schema.names import check_name
 from capstore.service.grants import Policy
 
 T = TypeVar("T")
@@ -114,10 +116,14 @@ def write_entry(builder: Any, entry: Entry) -> None:
 
 
 def read_entry(reader: Any) -> Entry:
-    """Raises `Corrupt`."""
+    """Raises `Corrupt`, also for a name that is none: what a client makes of it is a path."""
     stat = read_stat(reader.stat)
+    try:
+        name = check_name(read_text(reader, "name", what=Corrupt))
+    except InvalidName:
+        raise Corrupt("the service lists a name that is none") from None
     return Entry(
-        name=read_text(reader, "name", what=Corrupt),
+        name=name,
         stat=stat,
         target=read_text(reader, "target", what=Corrupt) if stat.kind is NodeKind.SYMLINK else None,
     )
@@ -130,6 +136,19 @@ def write_page(results: Any, page: Page) -> None:
         write_entry(builders[index], entry)
     if page.more:
         results.cursor = page.entries[-1].name.encode()
+
+
+def read_page(response: Any, after: str) -> Page:
+    """The page that was listed behind `after`.
+
+    Raises `Corrupt` for one that would let a walk over the pages go astray or on for ever.
+    """
+    entries = [read_entry(entry) for entry in response.entries]
+    more = bool(response._has("cursor"))
+    names = [after, *(entry.name for entry in entries)]
+    if any(before >= behind for before, behind in pairwise(names)) or (more and not entries):
+        raise Corrupt("the service lists names out of order")
+    return Page(entries, more)
 
 
 def read_cursor(reader: Any) -> str:

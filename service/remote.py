@@ -50,6 +50,7 @@ from capstore.service.grants import Policy
 from capstore.service.messages import (
     read_entry,
     read_error,
+    read_page,
     read_stat,
     read_text,
     read_usage,
@@ -113,6 +114,25 @@ class Call(Held):
         finally:
             # The failure keeps this frame, so this frame must not keep the failure.
             del failure
+
+
+class Read(Call):
+    """A read of `length` bytes that was sent; await `data` once."""
+
+    __slots__ = ("_length",)
+
+    def __init__(self, promise: Any, length: int) -> None:
+        super().__init__(promise)
+        self._length = length
+
+    async def data(self) -> tuple[bytes, bool]:
+        """The bytes, and whether the file ends behind them.  Raises as `answer`, and `Corrupt` for
+        more than was asked for."""
+        response = await self.answer()
+        data: bytes = response.data
+        if len(data) > self._length:
+            raise Corrupt("the service answers a read with more than was asked for")
+        return data, response.eof
 
 
 def answer_of(promise: Any) -> Awaitable[Any]:
@@ -179,18 +199,12 @@ class File(_Remote, FileNode):
 
     __slots__ = ()
 
-    def start_read(self, offset: int, length: int) -> Call:
-        """Sends a read, for `finish_read`: several may be in flight."""
+    def start_read(self, offset: int, length: int) -> Read:
+        """Sends a read; several may be in flight."""
         request = self.raw.read_request()
         request.offset = checked_offset(offset)
-        request.length = min(length, TRANSFER_BYTES_MAX)
-        return Call(request.send())
-
-    @staticmethod
-    async def finish_read(call: Call) -> tuple[bytes, bool]:
-        """The data of a read, and whether the file ends behind it."""
-        response = await call.answer()
-        return response.data, response.eof
+        request.length = length = min(length, TRANSFER_BYTES_MAX)
+        return Read(request.send(), length)
 
     def start_write(self, offset: int, data: Buffer) -> Call:
         """Sends a write of at most `TRANSFER_BYTES_MAX` bytes, to be answered."""
@@ -200,13 +214,13 @@ class File(_Remote, FileNode):
         return Call(request.send())
 
     async def read(self, offset: int, length: int) -> Buffer:
-        data, eof = await self.finish_read(self.start_read(offset, length))
+        data, eof = await self.start_read(offset, length).data()
         if eof or len(data) >= length or not data:
             return data
         pieces = [data]
         got = len(data)
         while got < length and not eof:
-            data, eof = await self.finish_read(self.start_read(offset + got, length - got))
+            data, eof = await self.start_read(offset + got, length - got).data()
             if not data and not eof:
                 raise Corrupt("the service answers a read with nothing")
             pieces.append(data)
@@ -258,8 +272,7 @@ class Directory(_Remote, DirectoryNode):
         return read_entry(response.entry)
 
     async def list(self, after: str = "", limit: int = PAGE_ENTRIES_MAX) -> Page:
-        response = await answer_of(self._start_list(after, limit))
-        return Page([read_entry(entry) for entry in response.entries], response._has("cursor"))
+        return read_page(await answer_of(self._start_list(after, limit)), after)
 
     def _start_list(self, after: str, limit: int) -> Any:
         request = self.raw.list_request()
@@ -305,7 +318,7 @@ class Directory(_Remote, DirectoryNode):
         """The first `TRANSFER_BYTES_MAX` bytes of the file `name`, whether that was all of it, and
         the file: one round trip.  Raises as `open` and `FileNode.read`."""
         file = self._pipelined_open(name, OpenFlags.READ)
-        data, eof = await File.finish_read(file.start_read(0, TRANSFER_BYTES_MAX))
+        data, eof = await file.start_read(0, TRANSFER_BYTES_MAX).data()
         return data, eof, file
 
     async def write_file(self, name: str, data: Buffer, flags: OpenFlags = REPLACE) -> File:

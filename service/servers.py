@@ -38,8 +38,12 @@ class FileServer(wire.File.Server):  # type: ignore[misc]
     """Serves one open file."""
 
     def __init__(self, session: Session, file: GuardedFile) -> None:
+        session.capability_made()
         self.session = session
         self._file = file
+
+    def __del__(self) -> None:
+        _dropped(self)
 
     @answers
     async def read_context(self, params: Any, results: Any) -> None:
@@ -100,8 +104,12 @@ class DirectoryServer(wire.Directory.Server):  # type: ignore[misc]
     """Serves one directory."""
 
     def __init__(self, session: Session, directory: GuardedDirectory) -> None:
+        session.capability_made()
         self.session = session
         self._directory = directory
+
+    def __del__(self) -> None:
+        _dropped(self)
 
     def _serve(self, directory: GuardedDirectory) -> DirectoryServer:
         return DirectoryServer(self.session, directory)
@@ -228,6 +236,13 @@ class RevokerServer(wire.Revoker.Server):  # type: ignore[misc]
     async def status_context(self, params: Any, results: Any) -> None:
         results.revoked = self._grant.revoked
         results.derived = sum(1 for _ in self._grant.below())
+
+
+def _dropped(server: FileServer | DirectoryServer) -> None:
+    # Without a session it was refused, and never counted.
+    session = getattr(server, "session", None)
+    if session is not None:
+        session.capability_dropped()
 
 
 # What an entry takes in a message, about; names and targets are bounded by the page's own limit.

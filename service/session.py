@@ -3,8 +3,9 @@
 Invariants:
 
 * What a session holds in the service's memory is bounded: a call that would answer with content
-  waits while `UNSENT_BYTES_MAX` of earlier answers wait to be taken, and above that or above
-  `CALLS_IN_FLIGHT_MAX` no further message is read from the connection.
+  waits while `UNSENT_BYTES_MAX` of earlier answers wait to be taken; above that, and above
+  `CALLS_IN_FLIGHT_MAX` or `CALL_BYTES_MAX`, no further message is read from the connection; and
+  above `CAPABILITIES_MAX` no further capability is handed out.
 * A peer that takes nothing of what waits for it for `STALL_SECONDS_MAX` is cut off.
 * When the connection ends, everything it held is released; nobody else notices.
 
@@ -23,9 +24,11 @@ from typing import Any
 
 import capnp
 
-from capstore.schema.errors import InvalidArgument
+from capstore.schema.errors import Busy, InvalidArgument
 from capstore.schema.limits import (
+    CALL_BYTES_MAX,
     CALLS_IN_FLIGHT_MAX,
+    CAPABILITIES_MAX,
     STALL_SECONDS_MAX,
     TICKET_SECONDS_MAX,
     TICKETS_MAX,
@@ -50,6 +53,8 @@ class Session:
         self.authority = authority
         self.transport: MeteredTransport | None = None
         self.calls_in_flight = 0
+        self.call_bytes = 0
+        self.capabilities = 0
         self.unsent_bytes = 0
         self._room: deque[asyncio.Future[None]] = deque()
         self._tickets = tickets
@@ -63,14 +68,26 @@ class Session:
 
     # What calls and answers cost --------------------------------------------------------------
 
-    def call_begins(self) -> None:
-        """One more call is under way."""
+    def call_begins(self, size: int) -> None:
+        """One more call is under way, with `size` bytes of parameters."""
         self.calls_in_flight += 1
+        self.call_bytes += size
 
-    def call_ends(self) -> None:
+    def call_ends(self, size: int) -> None:
         """One fewer."""
         self.calls_in_flight -= 1
+        self.call_bytes -= size
         self._reconsider_reading()
+
+    def capability_made(self) -> None:
+        """One more capability is held; raises `Busy` when there are as many as there may be."""
+        if self.capabilities >= CAPABILITIES_MAX:
+            raise Busy(f"a connection holds at most {CAPABILITIES_MAX} capabilities: drop some")
+        self.capabilities += 1
+
+    def capability_dropped(self) -> None:
+        """One fewer."""
+        self.capabilities -= 1
 
     def answer_queued(self, size: int) -> None:
         """`size` bytes of answers wait to be taken."""
@@ -101,7 +118,11 @@ class Session:
     @property
     def full(self) -> bool:
         """Whether no further message is to be read now."""
-        return self.calls_in_flight >= CALLS_IN_FLIGHT_MAX or self.unsent_bytes >= UNSENT_BYTES_MAX
+        return (
+            self.calls_in_flight >= CALLS_IN_FLIGHT_MAX
+            or self.call_bytes >= CALL_BYTES_MAX
+            or self.unsent_bytes >= UNSENT_BYTES_MAX
+        )
 
     def _reconsider_reading(self) -> None:
         if self.transport is not None and not self.full:

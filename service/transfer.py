@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from capstore.backers.node import Buffer
 from capstore.schema.errors import Corrupt
 from capstore.schema.limits import WINDOW_BYTES, WINDOW_REQUESTS
-from capstore.service.remote import Call, File
+from capstore.service.remote import Call, File, Read
 
 
 async def read_chunks(
@@ -32,7 +32,7 @@ async def read_chunks(
     A file that is changed meanwhile gives some bytes of each moment, as reads do.  Raises as
     `FileNode.read`.
     """
-    in_flight: deque[tuple[int, int, Call]] = deque()
+    in_flight: deque[tuple[int, int, Read]] = deque()
     ask = offset
     ended = False
     try:
@@ -44,7 +44,7 @@ async def read_chunks(
             if not in_flight:
                 return
             at, length, call = in_flight.popleft()
-            data, eof = await File.finish_read(call)
+            data, eof = await call.data()
             if data:
                 yield data
             if eof:

@@ -19,7 +19,7 @@ import pytest
 from capstore.backers.memory import MemoryVolume
 from capstore.backers.node import DirectoryNode, OpenFlags
 from capstore.schema import wire
-from capstore.schema.errors import Denied, Disconnected, TransportError
+from capstore.schema.errors import Busy, Corrupt, Denied, Disconnected, TransportError
 from capstore.schema.limits import MESSAGE_BYTES_MAX, UNSENT_BYTES_MAX
 from capstore.service import session as session_module
 from capstore.service.client import connect, open_connection
@@ -444,3 +444,100 @@ async def test_the_count_of_unsent_bytes_does_not_drift(served: Served) -> None:
                 session.transport.look()
         assert await file.read(0, 5) == b"xxxxx"
         assert session.calls_in_flight == 0
+
+
+async def test_a_connection_holds_so_many_capabilities(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "CAPABILITIES_MAX", 10)
+    async with connect(served.unix["m"]) as root:
+        await root.write_file("f", b"")
+        held: list[Any] = []
+        with pytest.raises(Busy, match="drop some"):
+            while len(held) < 20:
+                held.append(await root.open("f"))
+        with pytest.raises(Busy):
+            await root.read_only()
+        await still_serves(served)
+        held.clear()
+        async with asyncio.timeout(5):
+            while served.service.sessions[0].capabilities > 1:
+                await root.stat()
+        await root.open("f")
+
+
+async def test_calls_in_flight_hold_so_many_bytes(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "CALL_BYTES_MAX", 2**21)
+    volume = served.service.volume("m")
+    async with connect(served.unix["m"]) as root:
+        file = await root.create("f")
+        gate = asyncio.Event()
+        write = type(await volume.root.open("f", OpenFlags.WRITE)).write
+        most = 0
+
+        async def slow(self: Any, offset: int, data: Any) -> None:
+            nonlocal most
+            most = max(most, served.service.sessions[0].call_bytes)
+            await gate.wait()
+            await write(self, offset, data)
+
+        monkeypatch.setattr(type(await volume.root.open("f")), "write", slow)
+        writes = [file.start_write(i * 2**18, b"x" * 2**18) for i in range(60)]
+        await asyncio.sleep(0.3)
+        assert served.service.sessions[0].full
+        # One read of the socket may bring the beginning of a message more.
+        assert most <= 2**21 + 2**19
+        gate.set()
+        for each in writes:
+            await each.answer()
+        assert (await file.stat()).size == 60 * 2**18
+
+
+class Lying(wire.Directory.Server):  # type: ignore[misc]
+    """A service that answers with what no directory could hold."""
+
+    def __init__(self, names: list[str], *, more: bool = False) -> None:
+        self.names = names
+        self.more = more
+
+    async def list_context(self, context: Any) -> None:
+        entries = context.results.init("entries", len(self.names))
+        for index, name in enumerate(self.names):
+            entries[index].name = name
+        if self.more:
+            context.results.cursor = b"on and on"
+
+
+@pytest.mark.parametrize(
+    ("names", "more"),
+    [
+        (["../../etc/passwd"], False),
+        (["/etc/passwd"], False),
+        ([".."], False),
+        ([""], False),
+        (["a\0b"], False),
+        (["b", "a"], False),
+        (["a", "a"], False),
+        ([], True),
+    ],
+)
+async def test_a_lying_service_is_found_out(
+    served: Served, names: list[str], more: bool
+) -> None:
+    left = wire.Directory._new_client(Lying(names, more=more))
+    with pytest.raises(Corrupt):
+        await Directory(left).list()
+    with pytest.raises(Corrupt):
+        await Directory(wire.Directory._new_client(Lying(["a"], more=True))).list("a")
+
+
+async def test_a_read_that_is_too_long_is_found_out(served: Served) -> None:
+    class Generous(wire.File.Server):  # type: ignore[misc]
+        async def read_context(self, context: Any) -> None:
+            context.results.data = b"x" * (context.params.length + 1)
+
+    file = File(wire.File._new_client(Generous()))
+    with pytest.raises(Corrupt):
+        await file.read_into(0, memoryview(bytearray(10)))
