@@ -31,6 +31,7 @@ from capstore.backers import hosthandle, hostops
 from capstore.backers.hostfd import (
     HostStat,
     OwnedFd,
+    look_fd,
     open_at,
     open_at_once,
     stat_fd,
@@ -187,7 +188,7 @@ class HostDirectory(DirectoryNode):
     def _make_file(self, fd: int, raw: bytes, name: str, mode: int) -> tuple[OwnedFd, HostStat]:
         made = open_at(fd, raw, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         self._names.added(name)
-        return made, stat_fd(made.fileno())
+        return made, look_fd(made.fileno())
 
     def _file(self, opened: tuple[OwnedFd, HostStat], *, writable: bool) -> HostFile:
         fd, found = opened
@@ -211,7 +212,7 @@ class HostDirectory(DirectoryNode):
     def _sub_at_once(self, raw: bytes) -> tuple[OwnedFd, HostStat] | None:
         with os_errors("sub"):
             node = self._cached(raw, hostops.OPEN_DIRECTORY)
-            return None if node is None else (node, stat_fd(node.fileno()))
+            return None if node is None else (node, look_fd(node.fileno()))
 
     async def mkdir(self, name: str) -> DirectoryNode:
         """As `DirectoryNode.mkdir`."""
@@ -290,7 +291,7 @@ class HostDirectory(DirectoryNode):
                 change_attributes(fd, change)
                 return
             with open_at(fd, raw, os.O_PATH) as node:
-                if modes.S_ISLNK(stat_fd(node.fileno()).mode):
+                if modes.S_ISLNK(look_fd(node.fileno()).mode):
                     change_link_attributes(fd, raw, change)
                 else:
                     change_attributes(node.fileno(), change)
@@ -382,7 +383,7 @@ class HostVolume(Volume):
             with os_errors("open the directory"):
                 fd = OwnedFd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
                 hostops.check_proc(fd.fileno())
-                return Host(fd, read_only=read_only), stat_fd(fd.fileno())
+                return Host(fd, read_only=read_only), look_fd(fd.fileno())
 
         host, found = await in_worker(open_root)
         return cls(host, HostDirectory(host, host.root, found))

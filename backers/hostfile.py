@@ -99,7 +99,10 @@ class HostFile(FileNode):
     async def size(self) -> int:
         """The length in bytes."""
         self._check()
-        return (await self._looked()).size
+        if not self._at_once:
+            return (await self._looked()).size
+        with os_errors("stat"):
+            return os.fstat(self._fd.fileno()).st_size
 
     async def _looked(self) -> HostStat:
         if not self._at_once:

@@ -20,6 +20,7 @@ from capstore.backers.hostfd import (
     RENAME_NOREPLACE,
     HostStat,
     OwnedFd,
+    look_fd,
     open_at,
     own_path,
     rename_at,
@@ -66,7 +67,7 @@ def raw_target(target: str) -> bytes:
 
 def open_node(node: int, flags: int) -> tuple[OwnedFd, HostStat]:
     """Opens the file that the O_PATH descriptor `node` holds, if it is a file."""
-    found = stat_fd(node)
+    found = look_fd(node)
     require_file(found)
     return reopen(node, flags), found
 
@@ -80,7 +81,7 @@ def open_existing(directory: int, raw: bytes, flags: int) -> tuple[OwnedFd, Host
 def open_directory(directory: int, raw: bytes) -> tuple[OwnedFd, HostStat]:
     """Opens the directory `raw`; NotADirectoryError for anything else, links included."""
     node = open_at(directory, raw, OPEN_DIRECTORY)
-    return node, stat_fd(node.fileno())
+    return node, look_fd(node.fileno())
 
 
 def refuse_directory(directory: int, raw: bytes) -> None:

@@ -146,6 +146,9 @@ class BackgroundLoop:
         except BaseException:
             future.cancel()
             raise
+        finally:
+            # It holds the exception whose traceback holds this frame.
+            del future
 
     def stop(self) -> None:
         """Ends the loop; calls under way raise `Closed`."""

@@ -21,6 +21,7 @@ from capstore.schema.errors import Denied, Disconnected, ReadOnly, Unsupported, 
 from capstore.schema.limits import HANDSHAKE_SECONDS_MAX
 from capstore.service.loop import kj_loop_running
 from capstore.service.remote import Directory, File, Held, ReferenceControl, answer_of
+from capstore.service.transport import Transport, protocol_with
 from capstore.service.uri import CapabilityURI
 
 
@@ -121,13 +122,7 @@ async def open_connection(uri: str | CapabilityURI) -> AsyncIterator[Connection]
 async def _stream_to(uri: CapabilityURI) -> capnp.AsyncIoStream:
     try:
         async with asyncio.timeout(HANDSHAKE_SECONDS_MAX):
-            if uri.socket is not None:
-                return await capnp.AsyncIoStream.create_unix_connection(uri.socket)
-            # cryptography takes a quarter of the time that capstore takes to import.
-            from capstore.service.tls import pinning_context
-
-            context = pinning_context(uri.fingerprint or "")
-            return await capnp.AsyncIoStream.create_connection(uri.host, uri.port, ssl=context)
+            return await _connected(uri)
     except ssl.SSLCertVerificationError as error:
         raise Disconnected("the service has another key than the URI says") from error
     except TimeoutError:
@@ -135,6 +130,22 @@ async def _stream_to(uri: CapabilityURI) -> capnp.AsyncIoStream:
     except (OSError, asyncio.IncompleteReadError) as error:
         reason = from_os_error(error).message if isinstance(error, OSError) else "closed"
         raise Disconnected(f"cannot connect to the service: {reason}") from error
+
+
+async def _connected(uri: CapabilityURI) -> capnp.AsyncIoStream:
+    """Raises OSError."""
+    streams: list[capnp.AsyncIoStream] = []
+    protocol = protocol_with(Transport, streams.append)
+    loop = asyncio.get_running_loop()
+    if uri.socket is not None:
+        await loop.create_unix_connection(lambda: protocol, uri.socket)
+        return streams[0]
+    # cryptography takes a quarter of the time that capstore takes to import.
+    from capstore.service.tls import pinning_context
+
+    context = pinning_context(uri.fingerprint or "")
+    await loop.create_connection(lambda: protocol, uri.host or "", uri.port, ssl=context)
+    return streams[0]
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from capstore.service.messages import write_error
 
 log = logging.getLogger("capstore.service")
 
-# The least that RPC adds to parameters and results: segment table, Message, Call or Return, Payload.
+# The least that RPC adds to parameters and results: segment table, Message, Call or Return.
 _ENVELOPE_BYTES = 64
 _BYTES_PER_WORD = 8
 

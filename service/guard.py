@@ -131,14 +131,22 @@ class GuardedFile(_GuardedNode[FileNode], FileNode):
     __slots__ = ()
     wire_kind = "file"
 
+    # The two methods of the hottest path do what `_call` does, with less ado.
+
     async def size(self) -> int:
-        return await self._call("size")  # type: ignore[no-any-return]
+        self.grant.check(_OBSERVE)
+        size = await self.node.size()
+        self.grant.check(_OBSERVE)
+        return size
+
+    async def read_into(self, offset: int, view: memoryview) -> int:
+        self.grant.check(_OBSERVE)
+        got = await self.node.read_into(offset, view)
+        self.grant.check(_OBSERVE)
+        return got
 
     async def read(self, offset: int, length: int) -> Buffer:
         return await self._call("read", offset, length)  # type: ignore[no-any-return]
-
-    async def read_into(self, offset: int, view: memoryview) -> int:
-        return await self._call("read_into", offset, view)  # type: ignore[no-any-return]
 
     async def write(self, offset: int, data: Buffer) -> None:
         self.grant.check(_CHANGE)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -84,6 +85,18 @@ def _count_loop(change: int) -> None:
         _loops += change
         if _loops == 0 and _was_enabled:
             gc.enable()
+
+
+def _collect_again_in_child() -> None:
+    """A child made by fork has no loop that would collect for it."""
+    global _loops, _switching  # noqa: PLW0603
+    _switching = threading.Lock()
+    if _loops and _was_enabled:
+        gc.enable()
+    _loops = 0
+
+
+os.register_at_fork(after_in_child=_collect_again_in_child)
 
 
 async def _collect_when_due() -> None:

@@ -201,17 +201,12 @@ class File(_Remote, FileNode):
 
     def start_read(self, offset: int, length: int) -> Read:
         """Sends a read; several may be in flight."""
-        request = self.raw.read_request()
-        request.offset = checked_offset(offset)
-        request.length = length = min(length, TRANSFER_BYTES_MAX)
-        return Read(request.send(), length)
+        length = min(length, TRANSFER_BYTES_MAX)
+        return Read(self.raw._send("read", offset=checked_offset(offset), length=length), length)
 
     def start_write(self, offset: int, data: Buffer) -> Call:
         """Sends a write of at most `TRANSFER_BYTES_MAX` bytes, to be answered."""
-        request = self.raw.write_request()
-        request.offset = checked_offset(offset)
-        request.data = _sendable(data)
-        return Call(request.send())
+        return Call(self.raw._send("write", offset=checked_offset(offset), data=_sendable(data)))
 
     async def read(self, offset: int, length: int) -> Buffer:
         data, eof = await self.start_read(offset, length).data()
@@ -285,7 +280,9 @@ class Directory(_Remote, DirectoryNode):
         return File(response.file)
 
     def _start_open(self, name: str, flags: OpenFlags) -> Any:
-        return self.raw.open(check_name(name), int(flags) & 0xFFFFFFFF)
+        # By name and not by position, which pycapnp looks up anew at each call.
+        fields = {"name": check_name(name), "flags": int(flags) & 0xFFFFFFFF}
+        return self.raw._send_helper("open", None, None, fields)
 
     async def create(self, name: str, *, executable: bool = False) -> File:
         response = await answer_of(self.raw.create(check_name(name), executable))
@@ -427,9 +424,7 @@ class ReferenceControl(Held):
         result: list[ReferenceInfo] = []
         cursor = b""
         while True:
-            page, cursor = _read_infos(
-                await answer_of(self.raw.list(cursor, PAGE_ENTRIES_MAX))
-            )
+            page, cursor = _read_infos(await answer_of(self.raw.list(cursor, PAGE_ENTRIES_MAX)))
             result.extend(page)
             if not cursor:
                 return result

@@ -37,6 +37,7 @@ from capstore.service.gate import GateServer
 from capstore.service.loop import kj_loop_running
 from capstore.service.session import MeteredTransport, Session, TicketTable
 from capstore.service.state import StateDirectory
+from capstore.service.transport import protocol_with
 from capstore.service.uri import CapabilityURI
 
 log = logging.getLogger("capstore.service")
@@ -129,18 +130,12 @@ class Service:
     # Connections -------------------------------------------------------------------------------
 
     def _protocol(self) -> Any:
-        """The asyncio protocol of a new connection, as pycapnp makes it."""
+        """The asyncio protocol of a new connection."""
         session = Session(next(self._numbers), self._authority, self._tickets)
-
-        def connected(stream: capnp.AsyncIoStream) -> Any:
-            metered = MeteredTransport(protocol.transport, session)
-            protocol.transport = metered
-            return self._serve(session, stream)
-
-        # pycapnp's create_server does just this, but keeps the protocol, hence the transport, to
-        # itself.
-        protocol = capnp.AsyncIoStream._connect(connected)
-        return protocol
+        return protocol_with(
+            lambda transport: MeteredTransport(transport, session),
+            lambda stream: self._serve(session, stream),
+        )
 
     async def _serve(self, session: Session, stream: capnp.AsyncIoStream) -> None:
         """Serves one connection to its end."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from capstore.backers.node import Expect, OpenFlags, RenameMode
 from capstore.schema import wire
 from capstore.schema.limits import PAGE_ENTRIES_MAX, TRANSFER_BYTES_MAX
+from capstore.service.buffers import lent
 from capstore.service.dispatch import answers
 from capstore.service.grants import Grant, Policy
 from capstore.service.guard import GuardedDirectory, GuardedFile
@@ -47,13 +48,13 @@ class FileServer(wire.File.Server):  # type: ignore[misc]
 
     @answers
     async def read_context(self, params: Any, results: Any) -> None:
-        offset = params.offset
-        length = min(params.length, TRANSFER_BYTES_MAX)
+        offset, size = params.offset, await self._file.size()
+        length = max(0, min(params.length, TRANSFER_BYTES_MAX, size - offset))
         await self.session.room_for(length)
-        data = await self._file.read(offset, length)
-        got = len(data)
-        results.eof = got < length or offset + got >= await self._file.size()
-        results.data = data
+        with lent(length) as buffer:
+            got = await self._file.read_into(offset, buffer)
+            results.data = buffer[:got]
+        results.eof = got < length or offset + got >= size
 
     @answers
     async def write_context(self, params: Any, results: Any) -> None:

@@ -9,7 +9,7 @@ Invariants:
 * A peer that takes nothing of what waits for it for `STALL_SECONDS_MAX` is cut off.
 * When the connection ends, everything it held is released; nobody else notices.
 
-pycapnp hands the messages of a connection to an asyncio transport.  The session stands in between
+pycapnp hands the messages of a connection to a transport.  The session stands in between
 (`MeteredTransport`): that is where unsent answers can be counted, and reading be put off.
 """
 
@@ -38,6 +38,7 @@ from capstore.service.authority import Authority
 from capstore.service.grants import Effect
 from capstore.service.guard import GuardedDirectory
 from capstore.service.messages import read_error
+from capstore.service.transport import Transport
 
 log = logging.getLogger("capstore.service")
 
@@ -173,26 +174,22 @@ class Session:
         self.transport = None
 
 
-class MeteredTransport:
-    """An asyncio transport that tells a session what goes through it.
-
-    It has the methods that pycapnp calls, and no others.
-    """
+class MeteredTransport(Transport):
+    """Tells a session what goes through it, and reads when the session has room."""
 
     def __init__(self, transport: Any, session: Session) -> None:
-        self._transport = transport
+        super().__init__(transport)
         self._session = session
         self._read_wanted = False
         self._written = 0
-        self._taken_at_last_look = 0
         self._written_at_last_look = 0
+        self._taken_at_last_look = 0
         self._stalled_since: float | None = None
         session.transport = self
 
-    def write(self, data: bytes) -> None:
-        """Passes `data` on."""
+    def pass_on(self, data: bytes) -> None:
         self._written += len(data)
-        self._transport.write(data)
+        super().pass_on(data)
         self._session.bytes_taken(len(data))
 
     def resume_reading(self) -> None:
@@ -200,43 +197,17 @@ class MeteredTransport:
         if self._session.full:
             self._read_wanted = True
         else:
-            self._transport.resume_reading()
+            super().resume_reading()
 
     def read_if_wanted(self) -> None:
         """Takes up the reading that was put off."""
         if self._read_wanted:
             self._read_wanted = False
-            self._transport.resume_reading()
+            super().resume_reading()
 
     def pause_reading(self) -> None:
-        """Reads no more for now."""
         self._read_wanted = False
-        self._transport.pause_reading()
-
-    def is_closing(self) -> bool:
-        """Whether it is closed or about to be."""
-        return bool(self._transport.is_closing())
-
-    def can_write_eof(self) -> bool:
-        """Whether `write_eof` works."""
-        return bool(self._transport.can_write_eof())
-
-    def write_eof(self) -> None:
-        """Ends the writing side."""
-        self._transport.write_eof()
-
-    def close(self) -> None:
-        """Closes in order."""
-        self._transport.close()
-
-    def abort(self) -> None:
-        """Closes at once; what waits is dropped."""
-        self._transport.abort()
-
-    @property
-    def unsent_bytes(self) -> int:
-        """What the kernel has not taken yet."""
-        return int(self._transport.get_write_buffer_size())
+        super().pause_reading()
 
     def look(self) -> bool:
         """Ends the connection if its peer has taken nothing of what waits for too long.
@@ -245,7 +216,7 @@ class MeteredTransport:
         """
         now = time.monotonic()
         waiting = self.unsent_bytes
-        taken = self._written - waiting
+        taken = self._written + self._gathered_bytes - waiting
         if not waiting:
             if self._written == self._written_at_last_look:
                 self._session.nothing_waits()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import weakref
 from typing import Any
 
 import pytest
@@ -105,3 +107,28 @@ async def _fail(root: Any) -> None:
 def _servers() -> int:
     names = ("BrokenServer", "FileServer", "DirectoryServer", "_CallContext")
     return sum(type(each).__name__ in names for each in gc.get_objects())
+
+
+async def test_automatic_collection_is_off_with_a_loop_and_on_behind_it_also_in_a_child() -> None:
+    assert gc.isenabled()
+    async with serving({"m": await MemoryVolume.open()}):
+        assert not gc.isenabled()
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if gc.isenabled() else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        circle: list[Any] = []
+        circle.append(circle)
+        gone = weakref.ref(_Marked(circle))
+        for _ in range(gc.get_threshold()[0] + 1):
+            circle.append([])
+        del circle
+        async with asyncio.timeout(5):
+            while gone() is not None:
+                await asyncio.sleep(0.05)
+    assert gc.isenabled()
+
+
+class _Marked:
+    def __init__(self, circle: list[Any]) -> None:
+        circle.append(self)
