@@ -24,6 +24,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from capstore.schema.errors import InvalidArgument, Unsupported
 from capstore.schema.limits import PAGE_ENTRIES_MAX
@@ -100,8 +101,7 @@ def _sensible(flags: int) -> bool:
 _SENSIBLE_FLAGS = frozenset(flags for flags in range(16) if _sensible(flags))
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):
     """What is known of a node without reading it.
 
     `size` is in bytes (of a symbolic link: of its target; of a directory: 0); times are
@@ -120,8 +120,7 @@ class Stat:
     link_count: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One name in a directory; `target` is what a symbolic link points to."""
 
     name: str

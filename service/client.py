@@ -110,16 +110,20 @@ async def open_connection(uri: str | CapabilityURI) -> AsyncIterator[Connection]
     if isinstance(uri, str):
         uri = CapabilityURI.parse(uri)
     async with kj_loop_running():
-        stream = await _stream_to(uri)
+        stream, transport = await _stream_to(uri)
         rpc = capnp.TwoPartyClient(stream)
         try:
             yield Connection(uri, rpc)
         finally:
             rpc.close()
             stream.close()
+            # TLS would wait for the peer's farewell, and leave the socket to whoever ends the loop.
+            await asyncio.sleep(0)
+            transport.abort()
+            await asyncio.sleep(0)
 
 
-async def _stream_to(uri: CapabilityURI) -> capnp.AsyncIoStream:
+async def _stream_to(uri: CapabilityURI) -> tuple[capnp.AsyncIoStream, Transport]:
     try:
         async with asyncio.timeout(HANDSHAKE_SECONDS_MAX):
             return await _connected(uri)
@@ -132,20 +136,20 @@ async def _stream_to(uri: CapabilityURI) -> capnp.AsyncIoStream:
         raise Disconnected(f"cannot connect to the service: {reason}") from error
 
 
-async def _connected(uri: CapabilityURI) -> capnp.AsyncIoStream:
+async def _connected(uri: CapabilityURI) -> tuple[capnp.AsyncIoStream, Transport]:
     """Raises OSError."""
     streams: list[capnp.AsyncIoStream] = []
     protocol = protocol_with(Transport, streams.append)
     loop = asyncio.get_running_loop()
     if uri.socket is not None:
         await loop.create_unix_connection(lambda: protocol, uri.socket)
-        return streams[0]
+        return streams[0], protocol.transport
     # cryptography takes a quarter of the time that capstore takes to import.
     from capstore.service.tls import pinning_context
 
     context = pinning_context(uri.fingerprint or "")
     await loop.create_connection(lambda: protocol, uri.host or "", uri.port, ssl=context)
-    return streams[0]
+    return streams[0], protocol.transport
 
 
 @asynccontextmanager

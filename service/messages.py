@@ -46,7 +46,7 @@ _NS_MIN, _NS_MAX = -(2**63), 2**63 - 1
 def read_text(struct: Any, field: str, *, what: type[StorageError] = InvalidArgument) -> str:
     """A Text field; raises `what` where it is no UTF-8."""
     try:
-        text: str = getattr(struct, field)
+        text: str = struct._get(field)
     except (UnicodeDecodeError, capnp.KjException):
         raise what("not valid UTF-8") from None
     return text
@@ -91,19 +91,20 @@ def write_stat(builder: Any, stat: Stat) -> None:
 
 def read_stat(reader: Any) -> Stat:
     """Raises `Corrupt` for a kind or provenance that this client does not know."""
-    kind, provenance = reader.kind.raw, reader.provenance.raw
+    get = reader._get  # a third of the cost of an attribute, and listings read millions
+    kind, provenance = get("kind").raw, get("provenance").raw
     if kind >= len(_KINDS) or provenance >= len(_PROVENANCES):
         raise Corrupt("the service speaks of a kind of node that this client does not know")
     return Stat(
         kind=_KINDS[kind],
-        size=reader.size,
-        node_id=reader.nodeId,
-        version=reader.version,
-        created=reader.created,
-        modified=reader.modified,
+        size=get("size"),
+        node_id=get("nodeId"),
+        version=get("version"),
+        created=get("created"),
+        modified=get("modified"),
         provenance=_PROVENANCES[provenance],
-        executable=reader.executable,
-        link_count=reader.linkCount,
+        executable=get("executable"),
+        link_count=get("linkCount"),
     )
 
 
@@ -117,7 +118,7 @@ def write_entry(builder: Any, entry: Entry) -> None:
 
 def read_entry(reader: Any) -> Entry:
     """Raises `Corrupt`, also for a name that is none: what a client makes of it is a path."""
-    stat = read_stat(reader.stat)
+    stat = read_stat(reader._get("stat"))
     try:
         name = check_name(read_text(reader, "name", what=Corrupt))
     except InvalidName:

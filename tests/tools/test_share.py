@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import capstore as library
+from tests.tools.command import Served, capstore
+
+
+@pytest.fixture(scope="module")
+def folder(served: Served) -> Iterator[str]:
+    capstore("mkdir", served.at("m"), "folder").ok()
+    capstore("put", "-", served.at("m", "folder/file"), stdin=b"shared").ok()
+    yield served.at("m", "folder")
+    capstore("rm", "-r", served.at("m", "folder")).ok()
+
+
+def share(*arguments: str) -> str:
+    return capstore("share", *arguments).ok().strip()
+
+
+def ids(served: Served) -> set[int]:
+    return {row["id"] for row in json.loads(capstore("shares", "--json", served.at("m")).ok())}
+
+
+def test_a_read_only_share_refuses_every_change(
+    served: Served, folder: str, tmp_path: Path
+) -> None:
+    uri = share(folder, "--read-only")
+    assert capstore("cat", uri, "file").ok() == "shared"
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    for arguments in (
+        ("put", file, uri),
+        ("put", file, f"{uri}/-/other"),
+        ("rm", uri, "file"),
+        ("mkdir", uri, "x"),
+        ("mkdir", "-p", uri, "x/y"),
+        ("mv", f"{uri}/-/file", f"{uri}/-/other"),
+        ("cp", f"{uri}/-/file", f"{uri}/-/other"),
+    ):
+        ran = capstore(*arguments)
+        assert ran.code == 1
+        assert ran.error.startswith("capstore: readOnly: "), ran.error
+    recursive = capstore("rm", "-r", served.at("m", "nope"))
+    recursive.failed("notFound")
+    again = share(uri)
+    assert capstore("mkdir", again, "x").error.startswith("capstore: readOnly: ")
+
+
+def test_an_expired_share_is_denied(folder: str) -> None:
+    uri = share(folder, "--expires", "2s")
+    soon = time.monotonic() + 2.1
+    capstore("ls", uri).ok()
+    time.sleep(max(0, soon - time.monotonic()))
+    capstore("ls", uri).failed("denied")
+    assert capstore("share", folder, "--expires", "tomorrow").code == 2
+
+
+def test_shares_are_listed(served: Served, folder: str) -> None:
+    before = ids(served)
+    label = "for [red]Ann"
+    made = json.loads(
+        capstore("share", "--json", f"{folder}/file", "--label", label, "--expires", "1h").ok()
+    )
+    assert set(made) == {"uri", "label", "readOnly", "expires"}
+    capstore("cat", made["uri"]).ok()
+    below = share(made["uri"], "--read-only")
+    rows = json.loads(capstore("shares", "--json", served.at("m")).ok())
+    first, second = [row for row in rows if row["id"] not in before]
+    assert set(first) == {
+        *("id", "label", "kind", "volume", "readOnly", "expires", "created", "lastUsed", "parent")
+    }
+    assert (first["label"], first["kind"], first["volume"]) == (label, "file", "m")
+    assert first["expires"] == made["expires"]
+    assert first["lastUsed"] is not None
+    assert (second["readOnly"], second["parent"]) == (True, first["id"])
+    table = capstore("shares", served.at("m")).ok().splitlines()
+    assert table[0].split() == [
+        *("ID", "FROM", "KIND", "VOLUME", "AUTHORITY", "CREATED", "LAST", "USED", "LABEL")
+    ]
+    assert any(line.endswith(label) for line in table)
+    capstore("shares", folder).failed("invalidArgument")
+    # What is saved below sees what is below itself, and nothing beside.
+    assert json.loads(capstore("shares", "--json", below).ok()) == []
+    capstore("revoke", made["uri"], "--id", "1").failed("notFound")
+    capstore("revoke", made["uri"]).ok()
+    capstore("ls", below).failed("denied")
+    assert ids(served) == before
+
+
+def test_revoking_ends_what_is_open(served: Served, folder: str) -> None:
+    uri = share(folder)
+
+    async def main() -> None:
+        async with library.connect(uri) as root:
+            assert isinstance(root, library.Directory)
+            file = await root.open("file")
+            assert await file.read(0, 100) == b"shared"
+            (ours,) = ids(served) - known
+            capstore("revoke", served.at("m"), "--id", str(ours)).ok()
+            with pytest.raises(library.Revoked):
+                await file.read(0, 100)
+            with pytest.raises(library.Revoked):
+                await root.list()
+
+    known = ids(served) - {max(ids(served))}
+    asyncio.run(main())
+    capstore("ls", uri).failed("denied")

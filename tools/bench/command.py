@@ -1,0 +1,91 @@
+"""``capstore bench``: what it prints and what it writes.
+
+Invariants: the table goes to standard output; progress goes to standard error, and only if that is
+a terminal.  A report that cannot be written is found out before anything is measured.  Importing
+this costs nothing: what measures is imported when it is asked for.
+
+``--json FILE`` writes one object:
+
+* ``format``: 1, the version of this description.
+* ``parameters``: the fields of `capstore.tools.bench.parameters.Parameters`.
+* ``machine``: the facts of `capstore.tools.bench.machine.facts`; null for what is not installed.
+* ``absent``: by name, contestants that did not take part, and why.
+* ``cases``: a list, in the order of the table, of objects with
+
+  * ``name``, ``what`` (a line for people) and ``unit`` (``calls/s``, ``bytes/s``, ``entries/s`` or
+    ``files/s``);
+  * ``figures``: by contestant (``capstore``, ``floor``, ``sftp``) a spread, in ``unit``;
+  * ``ratios``: by contestant other than capstore a spread of capstore's figure over that one's, of
+    the same round: more than 1 is faster;
+  * ``goal``: null, or what the design asks of the median ratio to the floor: ``ratio`` and whether
+    it is ``met``, ``milestone`` (or null) and ``milestone_met``.
+
+  A spread is an object with ``median``, ``min``, ``max`` and the list ``rounds``.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+from contextlib import ExitStack
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from capstore.tools.bench import parameters
+from capstore.tools.parameters import block
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=block(
+        "Examples",
+        "capstore bench --quick",
+        "capstore bench --only 'read-*' --json report.json",
+        "capstore bench --volume memory:",
+    )
+)
+def bench(
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write everything to FILE, as JSON.")
+    ] = None,
+    only: Annotated[
+        str, typer.Option(metavar="GLOB", help="Only the cases whose names match.")
+    ] = "*",
+    quick: Annotated[bool, typer.Option("--quick", help="Within a minute, less exact.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the files and of the order of calls.")] = 1,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="How often each contestant has its turn.")
+    ] = None,
+    volume: Annotated[
+        str, typer.Option(metavar="SPEC", help="What the service serves; it is filled.")
+    ] = "dir:",
+) -> None:
+    """Measure the service beside a bare Cap'n Proto server (the floor) and beside SFTP.
+
+    Each server has a process of its own, on this machine. Figures are medians over rounds in which
+    all take turns; ratios compare within a round, and are shown with the least and the greatest.
+    """
+    from capstore.tools.bench import running
+    from capstore.tools.bench.cases import CASES
+
+    cases = [case for case in CASES if fnmatchcase(case.name, only)]
+    if not cases:
+        known = ", ".join(case.name for case in CASES)
+        raise typer.BadParameter(f'no case matches "{only}" (there are: {known})')
+    plan = parameters.QUICK if quick else parameters.FULL
+    plan = replace(plan, seed=seed, volume=volume, rounds=rounds or plan.rounds)
+    with ExitStack() as stack:
+        output = None
+        if json is not None:
+            try:
+                output = stack.enter_context(json.open("w"))
+            except OSError as error:
+                raise typer.BadParameter(f"{json}: {error.strerror}") from error
+        document = running.run(plan, cases)
+        if output is not None:
+            json_format.dump(document, output, indent=2)
+            output.write("\n")

@@ -1,0 +1,120 @@
+"""Rounds: every contestant in turn, again and again, and ratios within a round.
+
+Invariants: a ratio is of two figures of one round, taken one right after the other; the ratio that
+is reported is the median over the rounds, with the least and the greatest beside it.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from capstore.tools.bench import floor, sftp, subject
+from capstore.tools.bench.cases import Batch, Case
+from capstore.tools.bench.contestants import Contestant
+from capstore.tools.bench.corpus import Corpus
+from capstore.tools.bench.parameters import Parameters
+
+SUBJECT = subject.Subject.name
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A figure of each round."""
+
+    rounds: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return statistics.median(self.rounds)
+
+    @property
+    def least(self) -> float:
+        """The smallest."""
+        return min(self.rounds)
+
+    @property
+    def greatest(self) -> float:
+        """The largest."""
+        return max(self.rounds)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a case came to: units per second, by contestant."""
+
+    case: Case
+    figures: Mapping[str, Spread]
+
+    def ratio_to(self, other: str) -> Spread | None:
+        """Our figure as a part of another's; None if that did not take part."""
+        if other not in self.figures:
+            return None
+        pairs = zip(self.figures[SUBJECT].rounds, self.figures[other].rounds, strict=True)
+        return Spread([ours / theirs for ours, theirs in pairs])
+
+
+@asynccontextmanager
+async def contestants(parameters: Parameters) -> AsyncIterator[list[Contestant]]:
+    """All who can take part, over one corpus; it is gone when the context is left."""
+    async with AsyncExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="capstore-bench-"))
+        folder = Path(name)
+        corpus = Corpus.make(folder / "corpus", parameters)
+        entered: list[Contestant] = [
+            await stack.enter_async_context(subject.contestant(corpus, folder)),
+            await stack.enter_async_context(floor.contestant(corpus, folder)),
+        ]
+        if sftp.absent() is None:
+            entered.append(await stack.enter_async_context(sftp.contestant(corpus, folder)))
+        yield entered
+
+
+async def run(
+    parameters: Parameters, cases: Sequence[Case], advance: Callable[[str], None]
+) -> list[Outcome]:
+    """Measures `cases`; calls `advance` with a case's name after each figure.
+
+    Raises `BenchError`.
+    """
+    outcomes = []
+    async with contestants(parameters) as entered:
+        for case in cases:
+            figures: dict[str, list[float]] = {one.name: [] for one in entered}
+            for number in range(case.rounds(parameters.rounds)):
+                for one in entered:
+                    figures[one.name].append(await _figure(case, one, parameters, number))
+                    advance(case.name)
+            spreads = {name: Spread(rounds) for name, rounds in figures.items()}
+            outcomes.append(Outcome(case, spreads))
+    return outcomes
+
+
+async def _figure(case: Case, contestant: Contestant, parameters: Parameters, number: int) -> float:
+    """Units per second over at least ``parameters.seconds``.
+
+    The first round is warmed up by one batch, which counts for nothing, unless the case is long.
+    """
+    rng = random.Random(f"{parameters.seed}/{case.name}/{number}")  # noqa: S311 - a workload
+    with tempfile.TemporaryDirectory(prefix="capstore-bench-") as scratch:
+
+        def batch(label: str) -> Batch:
+            return Batch(contestant, parameters, rng, Path(scratch) / label)
+
+        if number == 0 and not case.long:
+            await case.run(batch("warm"))
+        gc.collect()
+        done = batches = 0
+        began = time.perf_counter()
+        while (elapsed := time.perf_counter() - began) < parameters.seconds or not done:
+            done += await case.run(batch(str(batches)))
+            batches += 1
+        return done / elapsed

@@ -1,0 +1,54 @@
+"""How much a run of the bench does.
+
+Invariants: two runs with equal `Parameters` serve the same bytes and make the same calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from capstore.schema.limits import KIB, MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """One run: sizes in bytes, the rest in numbers of what the name says.
+
+    A figure is taken over at least `seconds`; `volume` is the specification of what the service
+    serves (``dir:`` and ``memory:`` are completed by the bench).
+    """
+
+    rounds: int = 5
+    seconds: float = 0.4
+    seed: int = 1
+    volume: str = "dir:"
+    small_files: int = 1000
+    small_bytes: int = 4 * KIB
+    small_batch: int = 512
+    calls_in_flight: int = 64
+    large_bytes: int = 64 * MIB
+    blocks_in_flight: int = 8
+    list_entries: int = 10_000
+    tree_files: int = 5000
+    tree_directories: int = 50
+
+    @property
+    def total_bytes(self) -> int:
+        """More than everything that is served takes."""
+        small = self.small_files * self.small_bytes
+        tree = self.tree_files * TREE_FILE_BYTES_MAX
+        return 2 * (self.large_bytes + small + tree + self.list_entries * KIB) + MIB
+
+
+# Files of the tree are 0 to this many bytes long.
+TREE_FILE_BYTES_MAX = 8 * KIB
+
+FULL = Parameters()
+QUICK = Parameters(
+    rounds=3,
+    seconds=0.15,
+    small_batch=128,
+    large_bytes=16 * MIB,
+    tree_files=500,
+    tree_directories=10,
+)

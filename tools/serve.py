@@ -1,0 +1,74 @@
+"""``capstore serve``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from capstore.tools.parameters import block
+
+app = typer.Typer()
+
+
+class LogLevel(StrEnum):
+    """What is worth a line on stderr."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+@app.command(
+    epilog=block(
+        "Volumes",
+        "memory:[FILE]    in memory; FILE is where it is loaded from and saved to",
+        "dir:PATH[,ro]    a directory of this machine",
+    )
+    + block(
+        "Examples",
+        "capstore serve",
+        "capstore serve work=dir:/srv/work scratch=memory:,max-bytes=1GiB",
+        "capstore serve dir:/srv/work,ro --listen 0.0.0.0:4000 --uri-file uris",
+    )
+)
+def serve(
+    volumes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME=SPEC", show_default=False, help="Volumes to serve."),
+    ] = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="unix:PATH|HOST:PORT",
+            help="Where to listen; may be repeated. HOST:PORT is TLS. Default: unix:STATE/socket.",
+            show_default=False,
+        ),
+    ] = None,
+    state: Annotated[
+        Path, typer.Option(metavar="DIR", help="Keys and saved references (mode 0700).")
+    ] = Path("capstore-data"),
+    uri_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the URIs to FILE too, with mode 0600.", show_default=False
+        ),
+    ] = None,
+    log_level: Annotated[LogLevel, typer.Option(help="What is logged on stderr.")] = LogLevel.info,
+) -> None:
+    """Serve volumes until SIGTERM or Ctrl-C.
+
+    When it is ready it prints a line NAME<TAB>URI for each volume and address. Each URI is a
+    secret that gives the whole volume.
+
+    Without SPEC it makes and serves the directory STATE/files as the volume "files". NAME is the
+    last part of the path, or the scheme.
+    """
+    from capstore.tools.console import run
+    from capstore.tools.serving import ServeOptions, serve_until_told
+
+    options = ServeOptions(volumes or [], listen or [], state, uri_file, log_level.value)
+    run(serve_until_told(options))

@@ -1,0 +1,229 @@
+"""A service as a process: opening what it serves, saying that it is ready, stopping on a signal.
+
+Invariants:
+
+* Nothing is on stdout before everything listens; then there is all of it, in one write.
+* The first SIGTERM or SIGINT stops in order: doors, connections, volumes, state.  A second one has
+  its default effect.
+* No URI is logged.  A volume that holds the service's own secrets is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from capstore.backers.node import Volume
+from capstore.backers.spec import Spec, open_volume
+from capstore.backers.workers import in_worker
+from capstore.images.durable import replace_file
+from capstore.schema.errors import Denied
+from capstore.service.server import Service, start
+from capstore.service.state import StateDirectory
+from capstore.service.uri import CapabilityURI
+from capstore.tools.console import drop_stdout
+
+log = logging.getLogger("capstore.serve")
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_NAMED = re.compile(r"(?P<name>[^=:,/]*)=(?P<spec>.*)", re.DOTALL)
+_TCP = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]/]+)):(?P<port>\d{1,5})")
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What was typed."""
+
+    volumes: Sequence[str]
+    listen: Sequence[str]
+    state: Path
+    uri_file: Path | None
+    log_level: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A unix socket to listen on."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A TCP address to listen on, with TLS."""
+
+    host: str
+    port: int
+
+
+Address = UnixAddress | TcpAddress
+
+
+# What was typed ----------------------------------------------------------------------------------
+
+
+def parse_volumes(texts: Sequence[str]) -> dict[str, str]:
+    """Specifications by name.  Raises a usage error, and `InvalidArgument` for a specification."""
+    volumes: dict[str, str] = {}
+    for text in texts:
+        match = _NAMED.fullmatch(text)
+        name, spec = (match["name"], match["spec"]) if match else (_default_name(text), text)
+        if not _NAME.fullmatch(name):
+            raise typer.BadParameter(
+                f'"{name}" cannot name a volume (letters, digits, ".", "_", "-"): write NAME=SPEC'
+            )
+        if name in volumes:
+            raise typer.BadParameter(f'two volumes are called "{name}": write NAME=SPEC')
+        volumes[name] = spec
+    return volumes
+
+
+def _default_name(spec_text: str) -> str:
+    spec = Spec.parse(spec_text)
+    if not spec.argument:
+        return spec.scheme
+    return Path(spec.argument).resolve().name or spec.scheme
+
+
+def parse_address(text: str) -> Address:
+    """An address to listen on.  Raises a usage error."""
+    if text.startswith("unix:") and text != "unix:":
+        return UnixAddress(Path(text.removeprefix("unix:")))
+    match = _TCP.fullmatch(text)
+    if match is None or int(match["port"]) > 65535:
+        raise typer.BadParameter(f'"{text}" is no address: unix:PATH or HOST:PORT')
+    return TcpAddress(match["v6"] or match["host"], int(match["port"]))
+
+
+def refuse_own_secrets(spec_text: str, secrets: Sequence[Path]) -> None:
+    """Raises `Denied` for a host directory that holds one of `secrets`: whoever reads the volume
+    would own the service."""
+    spec = Spec.parse(spec_text)
+    if spec.scheme != "dir" or not spec.argument:
+        return
+    root = Path(spec.argument).resolve()
+    for secret in secrets:
+        if secret.resolve().is_relative_to(root):
+            raise Denied(
+                f'the volume "{spec_text}" would hold the secrets of the service itself '
+                f'("{secret}"): keep them elsewhere'
+            )
+
+
+# Running -----------------------------------------------------------------------------------------
+
+
+async def serve_until_told(options: ServeOptions) -> None:
+    """Serves until a signal.  Raises what keeps it from serving or from stopping cleanly."""
+    volumes = parse_volumes(options.volumes)
+    addresses = [parse_address(text) for text in options.listen]
+    _log_to_stderr(options.log_level)
+    addresses = addresses or [UnixAddress(options.state / "socket")]
+    serving = asyncio.create_task(_serve(options, volumes, addresses))
+    _cancel_at_signal(serving)
+    await asyncio.wait([serving])
+    if not serving.cancelled():
+        serving.result()
+    log.info("stopped")
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("capstore").setLevel(level.upper())
+
+
+def _cancel_at_signal(serving: asyncio.Task[None]) -> None:
+    """Has the first signal cancel the task `serving`, and leaves a second one its effect."""
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+            # Not KeyboardInterrupt for SIGINT: whoever asks twice does not want to wait.
+            signal.signal(number, signal.SIG_DFL)
+        log.info("stopping")
+        serving.cancel()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop)
+
+
+async def _serve(
+    options: ServeOptions, volumes: dict[str, str], addresses: Sequence[Address]
+) -> None:
+    secrets = [options.state, *([options.uri_file] if options.uri_file else [])]
+    for spec in volumes.values():
+        refuse_own_secrets(spec, secrets)
+    state = await in_worker(lambda: StateDirectory.open(options.state))
+    async with AsyncExitStack() as opening:
+        opening.callback(state.close)
+        if not volumes:
+            volumes = {"files": await in_worker(lambda: _own_files(options.state))}
+        served = await _opened(volumes, opening)
+        # From here on the service closes them.
+        running = start(served, state, software=_software())
+        opening.pop_all()
+        async with running as service:
+            for address in addresses:
+                await _listen(service, address)
+            await _announce(service.owner_uris(), options.uri_file)
+            await asyncio.Event().wait()
+
+
+async def _opened(volumes: dict[str, str], opening: AsyncExitStack) -> dict[str, Volume]:
+    """Opens volumes by name; `opening` closes those that are open if another one fails."""
+    served = {}
+    for name, spec in volumes.items():
+        served[name] = await open_volume(spec)
+        opening.push_async_callback(served[name].close)
+        log.info("volume %s is open", name)
+    return served
+
+
+def _own_files(state: Path) -> str:
+    """The specification of the directory that is served where nothing else is asked for."""
+    files = state / "files"
+    files.mkdir(mode=0o700, exist_ok=True)
+    return "dir:" + re.sub(r"([\\,])", r"\\\1", str(files))
+
+
+def _software() -> str:
+    from importlib.metadata import version
+
+    return f"capstore {version('capstore')}"
+
+
+async def _listen(service: Service, address: Address) -> None:
+    if isinstance(address, UnixAddress):
+        await service.listen_unix(address.path)
+        log.info("listening on the socket %s", address.path)
+    else:
+        await service.listen_tls(address.host, address.port)
+        log.info("listening on %s:%d", address.host, address.port)
+
+
+async def _announce(uris: Sequence[tuple[str, CapabilityURI]], file: Path | None) -> None:
+    """Says that the service is ready."""
+    lines = "".join(f"{name}\t{uri}\n" for name, uri in uris)
+    if file is not None:
+        await in_worker(lambda: replace_file(file, lines.encode()))
+    try:
+        if sys.stdout is not None:
+            sys.stdout.write(lines)
+            sys.stdout.flush()
+    except OSError:
+        # Nobody wants the URIs any more; somebody may still hold saved ones.
+        log.warning("stdout is closed: the URIs were not printed")
+        drop_stdout()

@@ -1,0 +1,135 @@
+"""Handing on and taking back: `share`, `shares`, `revoke`.
+
+Invariants: the only whole URI that is ever written is the new one, to stdout or to a file of mode
+0600; a duration counts from the clock of this machine.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capstore.backers.workers import in_worker
+from capstore.images.durable import replace_file
+from capstore.schema.errors import InvalidArgument, StorageError
+from capstore.service.grants import Policy
+from capstore.service.remote import Directory, File, ReferenceInfo
+from capstore.service.uri import CapabilityURI
+from capstore.tools.console import (
+    about,
+    local_text,
+    out,
+    out_json,
+    out_json_list,
+    out_table,
+    utc_text,
+)
+from capstore.tools.location import connected, opened
+from capstore.tools.resolve import find
+
+_HEADINGS = ("ID", "FROM", "KIND", "VOLUME", "AUTHORITY", "CREATED", "LAST USED", "LABEL")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms something is shared; `seconds` is None for ever."""
+
+    read_only: bool
+    seconds: float | None
+    label: str
+
+    def policy(self) -> Policy:
+        """What is taken away, counted from now."""
+        expires_at = 0 if self.seconds is None else time.time_ns() + int(self.seconds * 1e9)
+        if expires_at >= 2**63:
+            raise InvalidArgument("that is too far in the future")
+        return Policy(read_only=self.read_only, expires_at=expires_at)
+
+
+async def share(
+    uri: CapabilityURI, terms: Terms, *, json: bool, uri_file: Path | None = None
+) -> None:
+    """Saves a reference to a node; prints its URI, or writes it to `uri_file`."""
+    policy = terms.policy()
+    async with opened(uri) as service:
+        found = await find(service.top, service.path)
+        try:
+            token = await (await _narrowed(await found.node(), policy)).save(terms.label)
+        except StorageError as error:
+            raise about(found.path, error) from error
+    new = uri.with_token(token)
+    if uri_file is not None:
+        await in_worker(lambda: replace_file(uri_file, f"{new}\n".encode()))
+    elif json:
+        out_json({"uri": str(new), "label": terms.label} | _policy_json(policy))
+    else:
+        out(str(new))
+
+
+async def _narrowed(node: Directory | File, policy: Policy) -> Directory | File:
+    if policy == Policy():
+        return node
+    narrowed: Directory | File = (await node.attenuate(policy)).capability
+    return narrowed
+
+
+async def shares(uri: CapabilityURI, *, json: bool) -> None:
+    """Lists the references below that of the URI."""
+    _refuse_path(uri)
+    async with connected(uri) as connection:
+        references = await (await connection.reference(uri.token)).list()
+    if json:
+        out_json_list(map(_reference_json, references))
+    else:
+        out_table(_HEADINGS, map(_reference_row, references))
+
+
+async def revoke(uri: CapabilityURI, reference_id: int | None) -> None:
+    """Ends the reference of the URI, or one below it."""
+    _refuse_path(uri)
+    async with connected(uri) as connection:
+        control = await connection.reference(uri.token)
+        if reference_id is None:
+            reference_id = (await control.status()).id
+        await control.revoke(reference_id)
+
+
+def _refuse_path(uri: CapabilityURI) -> None:
+    if uri.path:
+        raise InvalidArgument("this is about the URI itself, not about a path below it")
+
+
+def _policy_json(policy: Policy) -> dict[str, Any]:
+    expires = utc_text(policy.expires_at) if policy.expires_at else None
+    return {"readOnly": policy.read_only, "expires": expires}
+
+
+def _reference_json(info: ReferenceInfo) -> dict[str, Any]:
+    return {
+        "id": info.id,
+        "label": info.label,
+        "kind": info.kind,
+        "volume": info.volume,
+        **_policy_json(info.policy),
+        "created": utc_text(info.created),
+        "lastUsed": utc_text(info.last_used) if info.last_used else None,
+        "parent": info.parent,
+    }
+
+
+def _reference_row(info: ReferenceInfo) -> tuple[str, ...]:
+    authority = ["read-only"] if info.policy.read_only else []
+    if info.policy.expires_at:
+        authority.append(f"until {local_text(info.policy.expires_at)}")
+    return (
+        str(info.id),
+        str(info.parent),
+        info.kind,
+        info.volume,
+        ", ".join(authority) or "-",
+        local_text(info.created),
+        local_text(info.last_used) if info.last_used else "never",
+        info.label,
+    )
