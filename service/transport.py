@@ -89,10 +89,13 @@ class Transport:
         self._transport.write_eof()
 
     def close(self) -> None:
-        """Closes in order."""
+        """Closes in order; closing again does nothing.
+
+        asyncio's TLS transport takes a second close for the end, and could not be aborted then.
+        """
         if not self._transport.is_closing():
             self.flush()
-        self._transport.close()
+            self._transport.close()
 
     def abort(self) -> None:
         """Closes at once; what waits is dropped."""
