@@ -224,6 +224,9 @@ async def deaf_client(path: str) -> AsyncIterator[Any]:
 
     protocol = capnp.AsyncIoStream._connect(connected)
     await asyncio.get_running_loop().create_unix_connection(lambda: protocol, path)
+    # Before Python 3.11.4 a transport that is paused as it is made reads all the same (gh-103607).
+    protocol.transport._transport.resume_reading()
+    protocol.transport._transport.pause_reading()
     rpc = capnp.TwoPartyClient(streams[0])
     try:
         yield rpc.bootstrap().cast_as(wire.Gate)

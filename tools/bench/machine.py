@@ -43,6 +43,8 @@ def filesystem_type(path: Path) -> str:
         for mount, kind in map(_mount, Path("/proc/self/mountinfo").read_text().splitlines())
         if path.resolve().is_relative_to(mount)
     ]
+    if not mounts:
+        return "unknown"  # in a chroot
     # Of two mounts at one place the later one is seen.
     return max(enumerate(mounts), key=lambda item: (len(item[1][0]), item[0]))[1][1]
 
