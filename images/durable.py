@@ -19,7 +19,8 @@ def replace_file(
     """Puts `content`, or what it writes, in the place of the file `path`.  Blocks on the disk.
 
     A new file beside the old one is written and flushed, then takes its name, then the directory
-    is flushed.  Raises OSError, and what `content` raises, with the old file as it was.
+    is flushed.  Raises OSError, and what `content` raises, with the old file as it was; only when
+    that last flush fails is the new one there, and may be gone after a crash.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

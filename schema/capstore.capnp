@@ -147,6 +147,9 @@ struct Policy {
   hiddenNames @9 :List(Text);
   dryRun @10 :Bool;
   traced @11 :Bool;
+  fieldsKnown @12 :UInt16;
+  # How many fields of Policy the sender knows, this one included.  A service that knows fewer
+  # cannot see what else is asked for, and refuses.
 }
 
 enum CapabilityKind {
@@ -196,7 +199,8 @@ interface File {
   # far as the volume is durable at all.
 
   close @5 () -> (error :Error);
-  # Releases the file now.  Later calls answer `closed`, but for close, which succeeds, and stat,
+  # Releases the file now, for this capability: one that was derived from it, or that it was derived
+  # from, stays open.  Later calls answer `closed`, but for close, which succeeds, and stat,
   # which tells what was known last.  Dropping the capability does the same without an answer.
 
   append @6 (data :Data) -> (offset :UInt64, error :Error);
@@ -322,7 +326,7 @@ interface Directory {
   # only its digest.  The reference names the node, not the path: a node that is removed is
   # `notFound` at restore, also if another takes its name.  Where a backer finds nodes by their
   # place alone (a host directory), one that was moved is `notFound` until it is moved back.
-  # `label` (at most 200 bytes) is shown in listings.  Codes: invalidArgument (label), tooLarge
+  # `label` (at most 200 bytes, printable) is shown in listings.  Codes: invalidArgument (label), tooLarge
   # (too many references), notFound (a node without a name), unsupported.
 }
 

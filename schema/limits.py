@@ -27,6 +27,8 @@ CALL_BYTES_MAX: Final = 16 * MIB
 CAPABILITIES_MAX: Final = 4096
 UNSENT_BYTES_MAX: Final = 8 * MIB
 STALL_SECONDS_MAX: Final = 60
+IDLE_SECONDS_MAX: Final = 60
+GRANT_DEPTH_MAX: Final = 64
 HANDSHAKE_SECONDS_MAX: Final = 10
 TICKET_SECONDS_MAX: Final = 10
 TICKETS_MAX: Final = 4096
@@ -63,9 +65,11 @@ LIMITS: Final = (
     Limit("maxCapabilities", CAPABILITIES_MAX, "capabilities", "held by one connection"),
     Limit("maxUnsentBytes", UNSENT_BYTES_MAX, "bytes", "of answers a connection has not taken"),
     Limit("maxStallSeconds", STALL_SECONDS_MAX, "seconds", "without taking an answer that waits"),
+    Limit("maxIdleSeconds", IDLE_SECONDS_MAX, "seconds", "of a connection that holds nothing"),
+    Limit("maxAttenuationDepth", GRANT_DEPTH_MAX, "levels", "of a capability below its volume"),
     Limit("maxHandshakeSeconds", HANDSHAKE_SECONDS_MAX, "seconds", "for TLS"),
     Limit("maxTicketSeconds", TICKET_SECONDS_MAX, "seconds", "life of a one-time ticket"),
-    Limit("maxTickets", TICKETS_MAX, "tickets", "waiting to be used, in one service"),
+    Limit("maxTickets", TICKETS_MAX, "tickets", "waiting to be used, of one connection"),
     Limit("memoryFileBytes", MEMORY_FILE_BYTES_MAX, "bytes", "default for memory:, per file"),
     Limit("memoryTotalBytes", MEMORY_TOTAL_BYTES_MAX, "bytes", "default for memory:, in all"),
     Limit("memoryNodes", MEMORY_NODES_MAX, "nodes", "default for memory:"),

@@ -56,12 +56,12 @@ class Authority:
 
     async def ensure_owners(self) -> None:
         """Makes the owner reference of each volume that has none."""
+        self._table.drop_expired(self._clock())
         for name in self._volumes:
             token = self.owner_token(name)
             if self._table.find(token) is None:
-                await self._table.add(
-                    self._reference(token, "owner", "directory", name, b"", Policy(), 0)
-                )
+                owner = self._reference(token, "owner", "directory", name, b"", Policy(), 0)
+                await self._table.add(owner)
 
     def _reference(
         self,
@@ -99,8 +99,10 @@ class Authority:
             raise InvalidArgument(f"a label is at most {LABEL_BYTES_MAX} bytes of printable text")
         handle = await grant.served.volume.handle_of(guarded.node)
         grant.check(Effect.OBSERVE)
+        child = grant.derive(Policy())
         token = _text(secrets.token_bytes(32))
         policy = grant.policy_since_reference()
+        self._table.drop_expired(self._clock())
         reference = await self._table.add(
             self._reference(
                 token,
@@ -112,11 +114,12 @@ class Authority:
                 grant.nearest_reference(),
             )
         )
-        if grant.revoked:
-            # Its revocation did not see the reference, which was not there yet.
+        if grant.revoked or reference.id not in self._table:
+            # A revocation came in between; it may not have seen the reference.
             await self._table.remove([reference.id])
-            grant.check(Effect.OBSERVE)
-        self._grants[reference.id] = grant.derive(Policy(), reference_id=reference.id)
+            raise Revoked("the capability was revoked")
+        child.reference_id = reference.id
+        self._grants[reference.id] = child
         return token
 
     async def restore(self, token: str) -> Guarded:
@@ -146,22 +149,26 @@ class Authority:
         return reference
 
     def grant_of(self, reference: Reference) -> Grant:
-        """The one live grant of a reference."""
-        grant = self._grants.get(reference.id)
-        if grant is not None:
-            return grant
-        parent = self._table.get(reference.parent)
-        if parent is None:
-            grant = Grant(
-                self._volumes[reference.volume],
-                reference.policy,
-                reference_id=reference.id,
-                clock=self._clock,
+        """The one live grant of a reference.  Raises `Denied` for one whose parents are gone."""
+        missing: list[Reference] = []
+        above: Reference | None = reference
+        while above is not None and above.id not in self._grants:
+            missing.append(above)
+            above = self._table.get(above.parent)
+        if above is None and missing[-1].parent:
+            raise _denied()
+        for each in reversed(missing):
+            parent = self._grants.get(each.parent)
+            self._grants[each.id] = (
+                self._owner_grant(each)
+                if parent is None
+                else parent.derive(each.policy, reference_id=each.id)
             )
-        else:
-            grant = self.grant_of(parent).derive(reference.policy, reference_id=reference.id)
-        self._grants[reference.id] = grant
-        return grant
+        return self._grants[reference.id]
+
+    def _owner_grant(self, reference: Reference) -> Grant:
+        served = self._volumes[reference.volume]
+        return Grant(served, reference.policy, reference_id=reference.id, clock=self._clock)
 
     # Control -----------------------------------------------------------------------------------
 
@@ -170,45 +177,59 @@ class Authority:
         return self._valid(token)
 
     def status(self, reference_id: int) -> Reference:
-        """Raises `Denied` for a reference that has ended."""
+        """Raises `Denied` for a revoked reference, `Expired` for one whose time is over."""
         reference = self._table.get(reference_id)
         if reference is None:
             raise _denied()
+        self.grant_of(reference).check(Effect.OBSERVE)
         return reference
 
     def below(self, reference_id: int) -> list[Reference]:
-        """Everything saved below a reference, in the order of ids."""
+        """Everything saved below a reference, in the order of ids.  Raises as `status`."""
         self.status(reference_id)
         return self._table.below(reference_id)
 
+    def ids_below(self, reference_id: int) -> set[int]:
+        """The ids of everything saved below a reference, expired or not."""
+        return {reference.id for reference in self._table.below(reference_id)}
+
     async def revoke_reference(self, reference_id: int) -> None:
-        """Ends a reference with all below it, durably."""
-        await self.revoke(self.grant_of(self.status(reference_id)))
+        """Ends a reference with all below it, durably; ending it again is no error.
+
+        Raises `StorageIOError` when the end could not be made durable; it holds until a restart,
+        is tried again by the service itself, and may be asked for again.
+        """
+        reference = self._table.get(reference_id)
+        if reference is None:
+            await self._table.commit()
+        else:
+            await self.revoke(self.grant_of(reference))
 
     async def revoke(self, grant: Grant) -> None:
         """Ends `grant` with everything derived and saved from it.
 
         Authority ends before the first await.  When this returns, no change begun under it is
-        under way, and the end of saved references is durable.
+        under way, and the end of saved references is durable.  Raises as `revoke_reference`.
         """
-        ids = {grant.reference_id} | {each.reference_id for each in grant.below()}
-        ids |= {each.id for known in list(ids) if known for each in self._table.below(known)}
-        ids.discard(0)
+        grants = grant.end(Revoked("the capability was revoked"))
+        ids = {each.reference_id for each in grants if each.reference_id}
+        ids |= {below for each in list(ids) for below in self.ids_below(each)}
         for reference_id in ids:
             self._grants.pop(reference_id, None)
             self._move_to_next_epoch(self._table.get(reference_id))
-        ended = grant.end(Revoked("the capability was revoked"))
-        if ids:
+        try:
+            # Also with nothing to remove: an earlier attempt may not have reached the disk.
             await self._table.remove(ids)
-        for each in ended:
-            await each.settled()
+        finally:
+            for each in grants:
+                await each.settled()
 
     def _move_to_next_epoch(self, reference: Reference | None) -> None:
         if reference is not None and reference.parent == 0:
             self._table.epochs[reference.volume] = self._table.epochs.get(reference.volume, 0) + 1
 
     async def commit(self) -> None:
-        """Makes durable what is not yet: times of last use."""
+        """Makes durable what is not yet: times of last use, and ends that could not be written."""
         await self._table.commit()
 
 

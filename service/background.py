@@ -67,7 +67,7 @@ class BackgroundLoop:
         self._closing: set[asyncio.Task[None]] = set()
         started = threading.Event()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._main(started)), name="capstore", daemon=True
+            target=lambda: self._run(started), name="capstore", daemon=True
         )
         self._thread.start()
         started.wait()
@@ -76,6 +76,13 @@ class BackgroundLoop:
     def usable(self) -> bool:
         """Whether it runs, in this process."""
         return self._pid == os.getpid() and self._thread.is_alive() and self._loop is not None
+
+    def _run(self, started: threading.Event) -> None:
+        try:
+            asyncio.run(self._main(started))
+        finally:
+            # Also when it failed: who waits must not wait for ever.
+            started.set()
 
     async def _main(self, started: threading.Event) -> None:
         async with kj_loop_running():

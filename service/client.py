@@ -17,7 +17,14 @@ import capnp
 
 from capstore.backers.node import NodeKind, OpenFlags
 from capstore.schema import wire
-from capstore.schema.errors import Denied, Disconnected, ReadOnly, Unsupported, from_os_error
+from capstore.schema.errors import (
+    Denied,
+    Disconnected,
+    InvalidArgument,
+    ReadOnly,
+    Unsupported,
+    from_os_error,
+)
 from capstore.schema.limits import HANDSHAKE_SECONDS_MAX
 from capstore.service.loop import kj_loop_running
 from capstore.service.remote import Directory, File, Held, ReferenceControl, answer_of
@@ -131,6 +138,8 @@ async def _stream_to(uri: CapabilityURI) -> tuple[capnp.AsyncIoStream, Transport
         raise Disconnected("the service has another key than the URI says") from error
     except TimeoutError:
         raise Disconnected(f"no answer within {HANDSHAKE_SECONDS_MAX} seconds") from None
+    except UnicodeError:
+        raise InvalidArgument("the URI names no host") from None
     except (OSError, asyncio.IncompleteReadError) as error:
         reason = from_os_error(error).message if isinstance(error, OSError) else "closed"
         raise Disconnected(f"cannot connect to the service: {reason}") from error

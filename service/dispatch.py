@@ -22,7 +22,7 @@ from capstore.service.messages import write_error
 
 log = logging.getLogger("capstore.service")
 
-# The least that RPC adds to parameters and results: segment table, Message, Call or Return.
+# The least that RPC adds to the results of a call: segment table, Message, Return, Payload.
 _ENVELOPE_BYTES = 64
 _BYTES_PER_WORD = 8
 
@@ -30,23 +30,39 @@ _BYTES_PER_WORD = 8
 class Counted(Protocol):
     """What a session offers to the calls it carries."""
 
-    def call_begins(self, size: int) -> None:
-        """One more call is under way, with `size` bytes of parameters."""
+    def call_begins(self) -> None:
+        """One more call is under way."""
 
-    def call_ends(self, size: int) -> None:
+    def call_ends(self) -> None:
         """One fewer."""
 
     def answer_queued(self, size: int) -> None:
         """`size` bytes of answers wait to be taken."""
 
+    def capability_made(self) -> None:
+        """One more capability is handed out."""
 
-class Served(Protocol):
-    """A capability server: it belongs to a session."""
-
-    session: Counted
+    def capability_dropped(self) -> None:
+        """One fewer."""
 
 
-S = TypeVar("S", bound=Served)
+class Server:
+    """What every capability server has: it belongs to a session, which counts it as long as it
+    lives."""
+
+    def __init__(self, session: Counted) -> None:
+        self.session = session
+        session.capability_made()
+
+    def __del__(self) -> None:
+        self.session.capability_dropped()
+
+
+class _Answering(Protocol):
+    session: Any
+
+
+S = TypeVar("S", bound=_Answering)
 
 
 def answers(
@@ -56,27 +72,30 @@ def answers(
 
     @functools.wraps(method)
     async def answer(self: S, context: Any) -> None:
-        session, params = self.session, context.params
-        size = _size_of(params)
-        session.call_begins(size)
+        session = self.session
+        session.call_begins()
         try:
             try:
-                await method(self, params, context.results)
+                await method(self, context.params, context.results)
             except StorageError as error:
                 fail(context.results, error, session)
         except Exception:
             log.exception("a bug in %s.%s", type(self).__name__, method.__name__)
             fail(context.results, InternalError("the service has a bug; see its log"), session)
         finally:
-            session.call_ends(size)
+            session.call_ends()
         session.answer_queued(_size_of(context.results))
 
     return answer
 
 
-def _size_of(struct: Any) -> int:
-    """The bytes of a message on the wire, or a few less: never more, lest the count drift up."""
-    return int(struct.total_size.word_count) * _BYTES_PER_WORD + _ENVELOPE_BYTES
+def _size_of(results: Any) -> int:
+    """The bytes of an answer on the wire, or a few less: never more, lest the count drift up.
+
+    For what was built here only: with a message that somebody sent, and that contradicts itself,
+    pycapnp's `total_size` ends the process instead of raising.
+    """
+    return int(results.total_size.word_count) * _BYTES_PER_WORD + _ENVELOPE_BYTES
 
 
 def fail(results: Any, error: StorageError, session: Counted) -> None:
@@ -91,7 +110,7 @@ _fields_by_schema: dict[int, tuple[str, ...]] = {}
 
 
 def _capability_fields(schema_id: int, schema: Any) -> tuple[str, ...]:
-    """The fields of a result struct that hold a capability, but for the optional `revoker`."""
+    """The fields of a result struct that hold a capability."""
     fields = _fields_by_schema.get(schema_id)
     if fields is None:
         fields = tuple(
@@ -103,20 +122,21 @@ def _capability_fields(schema_id: int, schema: Any) -> tuple[str, ...]:
     return fields
 
 
-class BrokenServer(wire.Broken.Server):  # type: ignore[misc]
+class BrokenServer(Server, wire.Broken.Server):  # type: ignore[misc]
     """Stands where a capability should be: answers every method of every interface with `error`."""
 
     def __init__(self, error: StorageError, session: Counted) -> None:
+        super().__init__(session)
         # A new one: an error that was raised keeps the frames it passed through, in them the call's
         # context, and that keeps this very capability: a circle through C++ that nobody collects.
         self.error = StorageError.of(error.code, error.message)
-        self.session = session
 
     def __getattr__(self, name: str) -> Callable[[Any], Awaitable[None]]:
         # pycapnp looks up NAME_context for each call it dispatches.
         if not name.endswith("_context"):
             raise AttributeError(name)
-        return self._answer
+        return self._refuse
 
-    async def _answer(self, context: Any) -> None:
-        fail(context.results, self.error, self.session)
+    @answers
+    async def _refuse(self, params: Any, results: Any) -> None:
+        raise StorageError.of(self.error.code, self.error.message)

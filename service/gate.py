@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from capstore.schema import wire
 from capstore.schema.errors import InvalidArgument, NotFound
 from capstore.schema.limits import LIMITS, PAGE_ENTRIES_MAX
-from capstore.service.dispatch import answers
+from capstore.service.dispatch import Server, answers
 from capstore.service.messages import read_text, write_policy
 from capstore.service.references import Reference
 from capstore.service.servers import server_for
@@ -30,6 +30,7 @@ class GateServer(wire.Gate.Server):  # type: ignore[misc]
 
     @answers
     async def restore_context(self, params: Any, results: Any) -> None:
+        self.session.check_capabilities()
         node = await self.session.authority.restore(_token(params))
         results.capability = server_for(self.session, node)
         results.kind = node.wire_kind
@@ -47,15 +48,18 @@ class GateServer(wire.Gate.Server):  # type: ignore[misc]
 
     @answers
     async def reference_context(self, params: Any, results: Any) -> None:
+        self.session.check_capabilities()
         reference = self.session.authority.controlled_by(_token(params))
         results.reference = ReferenceServer(self.session, reference.id)
 
 
-class ReferenceServer(wire.Reference.Server):  # type: ignore[misc]
+class ReferenceServer(Server, wire.Reference.Server):  # type: ignore[misc]
     """Control over one saved reference and those below it."""
 
+    session: Session
+
     def __init__(self, session: Session, reference_id: int) -> None:
-        self.session = session
+        super().__init__(session)
         self._id = reference_id
 
     @answers
@@ -67,19 +71,27 @@ class ReferenceServer(wire.Reference.Server):  # type: ignore[misc]
         references = _page_after(self.session.authority.below(self._id), params.cursor)
         limit = min(params.limit or PAGE_ENTRIES_MAX, PAGE_ENTRIES_MAX)
         page = references[:limit]
-        builders = results.init("references", len(page))
-        for index, reference in enumerate(page):
-            _write_info(builders[index], reference)
+        size = len(page) * _INFO_BYTES
+        await self.session.reserve(size)
+        try:
+            builders = results.init("references", len(page))
+            for index, reference in enumerate(page):
+                _write_info(builders[index], reference)
+        finally:
+            self.session.unreserve(size)
         if len(references) > limit:
             results.cursor = page[-1].id.to_bytes(8, "little")
 
     @answers
     async def revoke_context(self, params: Any, results: Any) -> None:
         authority = self.session.authority
-        ids = {self._id} | {reference.id for reference in authority.below(self._id)}
-        if params.id not in ids:
+        if params.id != self._id and params.id not in authority.ids_below(self._id):
             raise NotFound("no such reference below this one")
         await authority.revoke_reference(params.id)
+
+
+# What a reference takes in a message, about.
+_INFO_BYTES = 400
 
 
 def _token(params: Any) -> str:

@@ -23,7 +23,8 @@ from typing import Protocol
 from weakref import WeakSet
 
 from capstore.backers.node import Volume
-from capstore.schema.errors import Expired, InvalidArgument, ReadOnly, StorageError
+from capstore.schema.errors import Expired, InvalidArgument, ReadOnly, StorageError, TooLarge
+from capstore.schema.limits import GRANT_DEPTH_MAX
 
 
 class Effect(enum.Enum):
@@ -85,6 +86,8 @@ class Grant:
         "_ended",
         "_handles",
         "_idle",
+        "_reading",
+        "depth",
         "expires_at",
         "parent",
         "policy",
@@ -107,6 +110,8 @@ class Grant:
         self.policy = policy
         self.parent = parent
         self.reference_id = reference_id
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        self._reading: Grant | None = None
         self.read_only = whole.read_only
         self.expires_at = whole.expires_at
         self._ended: StorageError | None = None if parent is None else parent._ended
@@ -129,10 +134,21 @@ class Grant:
         return self._ended is not None
 
     def derive(self, policy: Policy, *, reference_id: int = 0) -> Grant:
-        """A grant below this one."""
-        return Grant(
-            self.served, policy.check(), self, reference_id=reference_id, clock=self._clock
-        )
+        """A grant below this one.  Raises `TooLarge` below `GRANT_DEPTH_MAX` others."""
+        if self.depth >= GRANT_DEPTH_MAX:
+            raise TooLarge(f"a capability is attenuated and saved at most {GRANT_DEPTH_MAX} times")
+        return self._child(policy.check(), reference_id)
+
+    def _child(self, policy: Policy, reference_id: int = 0) -> Grant:
+        return Grant(self.served, policy, self, reference_id=reference_id, clock=self._clock)
+
+    def reading(self) -> Grant:
+        """This grant, or one below it that only reads; always the same."""
+        if self.read_only:
+            return self
+        if self._reading is None:
+            self._reading = self._child(Policy(read_only=True))
+        return self._reading
 
     def check(self, effect: Effect) -> None:
         """Returns if a method of this effect may run now; else raises what the caller gets.
@@ -171,10 +187,12 @@ class Grant:
         return False
 
     def below(self) -> Iterator[Grant]:
-        """Every live grant below this one."""
-        for child in list(self._children):
-            yield child
-            yield from child.below()
+        """Every live grant below this one; the caller may keep them, nothing here does."""
+        todo = list(self._children)
+        while todo:
+            grant = todo.pop()
+            yield grant
+            todo.extend(grant._children)
 
     def nearest_reference(self) -> int:
         """The id of the saved reference that this grant came from."""
@@ -194,16 +212,17 @@ class Grant:
         return policy
 
     def end(self, reason: StorageError) -> list[Grant]:
-        """Marks this grant and all below as ended, at once; returns those that were live.
+        """Marks this grant and all below as ended, at once; returns them.
 
         Who wants to know that no change is under way any more awaits `settled` of each.
         """
-        ended = [grant for grant in (self, *self.below()) if grant._ended is None]
-        for grant in ended:
-            grant._ended = reason
-            for handle in list(grant._handles):
-                handle.release()
-        return ended
+        grants = [self, *self.below()]
+        for grant in grants:
+            if grant._ended is None:
+                grant._ended = reason
+                for handle in list(grant._handles):
+                    handle.release()
+        return grants
 
     async def settled(self) -> None:
         """Returns when no change begun under this grant is under way."""

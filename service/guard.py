@@ -30,6 +30,7 @@ from capstore.backers.node import (
     Usage,
 )
 from capstore.schema.errors import (
+    Closed,
     CrossVolume,
     Denied,
     InvalidArgument,
@@ -125,11 +126,40 @@ class _GuardedNode(Generic[N]):
         await self._call("sync")
 
 
-class GuardedFile(_GuardedNode[FileNode], FileNode):
-    """A file under a grant."""
+class _Holders:
+    """How many guarded files share one open file: what one of them closes, the others still use."""
 
-    __slots__ = ()
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class GuardedFile(_GuardedNode[FileNode], FileNode):
+    """A file under a grant; closing it closes it for this holder."""
+
+    __slots__ = ("_closed", "_holders")
     wire_kind = "file"
+
+    def __init__(self, node: FileNode, grant: Grant, holders: _Holders | None = None) -> None:
+        super().__init__(node, grant)
+        self._closed = False
+        self._holders = holders or _Holders()
+        self._holders.count += 1
+
+    @property
+    def node(self) -> FileNode:
+        """The backer's own node; raises `Revoked` or `Closed`."""
+        if self._closed:
+            raise Closed("the file was closed")
+        return super().node
+
+    async def stat(self) -> Stat:
+        """As `Node.stat`: a closed file still tells."""
+        self.grant.check(_OBSERVE)
+        stat = await super().node.stat()
+        self.grant.check(_OBSERVE)
+        return stat
 
     # The two methods of the hottest path do what `_call` does, with less ado.
 
@@ -165,11 +195,18 @@ class GuardedFile(_GuardedNode[FileNode], FileNode):
         await self._call("set_attributes", change)
 
     async def close(self) -> None:
-        await self._call("close")
+        self.grant.check(_OBSERVE)
+        if self._closed:
+            return
+        self._closed = True
+        self._holders.count -= 1
+        if not self._holders.count:
+            await super().node.close()
 
     def narrowed(self, policy: Policy) -> GuardedFile:
         """The same file with less authority."""
-        return GuardedFile(self.node, self.narrowed_grant(policy))
+        grant = self.narrowed_grant(policy)
+        return GuardedFile(self.node, grant, self._holders)
 
 
 class GuardedDirectory(_GuardedNode[DirectoryNode], DirectoryNode):
@@ -194,7 +231,8 @@ class GuardedDirectory(_GuardedNode[DirectoryNode], DirectoryNode):
         self.grant.check(effect)
         flags.check()
         file = await self._call_with(effect, "open", check_name(name), flags)
-        return GuardedFile(file, self.grant)
+        # What it was opened for is part of its authority: saved and restored it is no more.
+        return GuardedFile(file, self.grant if flags.writes else self.grant.reading())
 
     async def create(self, name: str, *, executable: bool = False) -> GuardedFile:
         self.grant.check(_CHANGE)

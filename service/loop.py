@@ -46,16 +46,20 @@ async def kj_loop_running() -> AsyncIterator[None]:
     shared = _by_loop.setdefault(loop, _Shared())
     async with shared.changing:
         if shared.users == 0 and not hasattr(loop, "_kj_loop"):
-            await shared.stack.enter_async_context(_collecting_here())
-            await shared.stack.enter_async_context(capnp.kj_loop())
+            async with AsyncExitStack() as entering:
+                await entering.enter_async_context(_collecting_here())
+                await entering.enter_async_context(capnp.kj_loop())
+                shared.stack = entering.pop_all()
         shared.users += 1
     try:
         yield
     finally:
+        # Counted before anything that a cancellation could keep from happening.
+        shared.users -= 1
         async with shared.changing:
-            shared.users -= 1
             if shared.users == 0:
                 await shared.stack.aclose()
+                shared.stack = AsyncExitStack()
 
 
 _loops = 0

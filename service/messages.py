@@ -21,6 +21,7 @@ from capstore.backers.node import (
     Stat,
     Usage,
 )
+from capstore.schema import wire
 from capstore.schema.errors import (
     Code,
     Corrupt,
@@ -207,9 +208,11 @@ def write_policy(builder: Any, policy: Policy, *, revocable: bool = False) -> No
     builder.readOnly = policy.read_only
     builder.expiresAt = policy.expires_at
     builder.revocable = revocable
+    builder.fieldsKnown = _POLICY_FIELDS
 
 
-_ENFORCED = frozenset({"readOnly", "revocable", "expiresAt"})
+_ENFORCED = frozenset({"readOnly", "revocable", "expiresAt", "fieldsKnown"})
+_POLICY_FIELDS = len(wire.Policy.schema.fieldnames)
 
 
 def read_policy(reader: Any) -> tuple[Policy, bool]:
@@ -217,6 +220,8 @@ def read_policy(reader: Any) -> tuple[Policy, bool]:
 
     Raises `Unsupported` for a restriction that is asked for and not enforced here.
     """
+    if reader.fieldsKnown > _POLICY_FIELDS:
+        raise Unsupported("the policy may say more than this service understands")
     for field in reader.schema.fieldnames:
         if field not in _ENFORCED and _is_set(reader, field):
             raise Unsupported(f"the policy {field} is not served here")

@@ -18,6 +18,7 @@ import base64
 import hashlib
 import hmac
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from capstore.images.durable import replace_file
 from capstore.schema.errors import Corrupt, StorageIOError, TooLarge
 from capstore.schema.limits import REFERENCES_MAX
 from capstore.service.grants import Policy
+
+log = logging.getLogger("capstore.service")
 
 _FORMAT = "capstore-references"
 _VERSION = 1
@@ -103,7 +106,7 @@ class ReferenceTable:
             if (body["format"], body["version"]) != (_FORMAT, _VERSION):
                 raise Corrupt("the references file is of another version of capstore")
             table._fill(body)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Corrupt("the references file is damaged") from error
         return table
 
@@ -163,7 +166,7 @@ class ReferenceTable:
 
         Raises `TooLarge`, `StorageIOError`.
         """
-        if len(self._by_id) >= REFERENCES_MAX:
+        if len(self._by_id) >= REFERENCES_MAX and reference.parent:
             raise TooLarge(f"the service keeps at most {REFERENCES_MAX} references")
         reference = replace(reference, id=self._next_id)
         self._next_id += 1
@@ -177,11 +180,24 @@ class ReferenceTable:
         return reference
 
     async def remove(self, ids: Iterable[int]) -> None:
-        """Removes references; durable on return.  Raises `StorageIOError`: then they are gone from
-        memory, but may come back with a restart."""
+        """Removes references; every removal so far is durable on return.
+
+        Raises `StorageIOError`: then they are gone from memory, and come back with a restart unless
+        a later `commit` succeeds.
+        """
         for reference_id in ids:
             self._drop(reference_id)
-        await self._changed()
+        await self.commit()
+
+    def drop_expired(self, now: int) -> None:
+        """Removes references whose time is over, with all below; durable with the next change."""
+        expired = [
+            each.id for each in self if each.policy.expires_at and now >= each.policy.expires_at
+        ]
+        for reference_id in expired:
+            for below in self.below(reference_id):
+                self._drop(below.id)
+            self._drop(reference_id)
 
     def _drop(self, reference_id: int) -> None:
         reference = self._by_id.pop(reference_id, None)
@@ -199,22 +215,28 @@ class ReferenceTable:
         async with self._saving:
             if self._saved_changes >= wanted:
                 return
-            covered, document = self._changes, self._document()
+            covered, references, epochs = self._changes, list(self), dict(self.epochs)
+            next_id = self._next_id
             try:
-                await in_worker(lambda: replace_file(self._path, document))
+                await in_worker(lambda: self._write(references, epochs, next_id))
             except OSError as error:
-                raise StorageIOError("the references could not be saved") from error
+                log.exception("the references could not be saved")
+                raise StorageIOError(
+                    f"the references could not be saved: {error.strerror}"
+                ) from error
             self._saved_changes = covered
 
-    def _document(self) -> bytes:
+    def _write(self, references: list[Reference], epochs: dict[str, int], next_id: int) -> None:
+        """Runs in a worker: tens of thousands of references take seconds to write down."""
         body = {
             "format": _FORMAT,
             "version": _VERSION,
-            "next_id": self._next_id,
-            "epochs": self.epochs,
-            "references": [reference.to_json() for reference in self],
+            "next_id": next_id,
+            "epochs": epochs,
+            "references": [reference.to_json() for reference in references],
         }
-        return json.dumps({"body": body, "hmac": self._seal(body)}, indent=1).encode() + b"\n"
+        document = json.dumps({"body": body, "hmac": self._seal(body)}).encode() + b"\n"
+        replace_file(self._path, document)
 
     def __iter__(self) -> Iterator[Reference]:
         return iter([self._by_id[reference_id] for reference_id in sorted(self._by_id)])

@@ -264,7 +264,10 @@ class Directory(_Remote, DirectoryNode):
 
     async def lookup(self, name: str) -> Entry:
         response = await answer_of(self.raw.lookup(check_name(name)))
-        return read_entry(response.entry)
+        entry = read_entry(response.entry)
+        if entry.name != name:
+            raise Corrupt("the service answers with another entry than was asked for")
+        return entry
 
     async def list(self, after: str = "", limit: int = PAGE_ENTRIES_MAX) -> Page:
         return read_page(await answer_of(self._start_list(after, limit)), after)

@@ -25,7 +25,7 @@ import capnp
 
 from capstore.backers.node import Volume
 from capstore.backers.workers import in_worker
-from capstore.schema.errors import Busy, InvalidArgument, StorageError, from_os_error
+from capstore.schema.errors import Busy, InternalError, InvalidArgument, StorageError, from_os_error
 from capstore.schema.limits import (
     CONNECTIONS_MAX,
     HANDSHAKE_SECONDS_MAX,
@@ -44,6 +44,7 @@ log = logging.getLogger("capstore.service")
 
 _BYTES_PER_WORD = 8
 _LOOK_SECONDS = 1.0
+_SAVE_TURNS = 10
 _HANG_UP_SECONDS = 1.0
 _HANG_UP_LOOKS = 20
 _CALLS_END_SECONDS = 10.0
@@ -159,9 +160,12 @@ class Service:
             session.close()
 
     async def watch_connections(self) -> None:
-        """Cuts off peers that take nothing; runs until it is cancelled."""
-        while True:
+        """Cuts off peers that take nothing, and saves what waits; runs until it is cancelled."""
+        for turn in itertools.count(1):
             await asyncio.sleep(_LOOK_SECONDS)
+            if turn % _SAVE_TURNS == 0:
+                with suppress(StorageError):  # it was logged, and is tried again
+                    await self._authority.commit()
             for session in self.sessions:
                 if session.transport is not None:
                     session.transport.look()
@@ -182,6 +186,9 @@ class Service:
                 await close()
             except StorageError as error:
                 failures.append(error)
+            except Exception:
+                log.exception("a bug at the stop")
+                failures.append(InternalError("the service has a bug; see its log"))
         self._state.close()
         if failures:
             raise failures[0]

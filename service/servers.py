@@ -13,7 +13,7 @@ from capstore.backers.node import Expect, OpenFlags, RenameMode
 from capstore.schema import wire
 from capstore.schema.limits import PAGE_ENTRIES_MAX, TRANSFER_BYTES_MAX
 from capstore.service.buffers import lent
-from capstore.service.dispatch import answers
+from capstore.service.dispatch import Server, answers
 from capstore.service.grants import Grant, Policy
 from capstore.service.guard import GuardedDirectory, GuardedFile
 from capstore.service.messages import (
@@ -35,30 +35,33 @@ if TYPE_CHECKING:
 READ_ONLY = Policy(read_only=True)
 
 
-class FileServer(wire.File.Server):  # type: ignore[misc]
+class FileServer(Server, wire.File.Server):  # type: ignore[misc]
     """Serves one open file."""
 
-    def __init__(self, session: Session, file: GuardedFile) -> None:
-        session.capability_made()
-        self.session = session
-        self._file = file
+    session: Session
 
-    def __del__(self) -> None:
-        _dropped(self)
+    def __init__(self, session: Session, file: GuardedFile) -> None:
+        super().__init__(session)
+        self._file = file
 
     @answers
     async def read_context(self, params: Any, results: Any) -> None:
         offset, size = params.offset, await self._file.size()
         length = max(0, min(params.length, TRANSFER_BYTES_MAX, size - offset))
-        await self.session.room_for(length)
-        with lent(length) as buffer:
-            got = await self._file.read_into(offset, buffer)
-            results.data = buffer[:got]
+        await self.session.reserve(length)
+        try:
+            with lent(length) as buffer:
+                got = await self._file.read_into(offset, buffer)
+                results.data = buffer[:got]
+        finally:
+            self.session.unreserve(length)
         results.eof = got < length or offset + got >= size
 
     @answers
     async def write_context(self, params: Any, results: Any) -> None:
-        await self._file.write(params.offset, params.data)
+        data = params.data
+        with self.session.holding(len(data)):
+            await self._file.write(params.offset, data)
 
     @answers
     async def stat_context(self, params: Any, results: Any) -> None:
@@ -78,14 +81,18 @@ class FileServer(wire.File.Server):  # type: ignore[misc]
 
     @answers
     async def append_context(self, params: Any, results: Any) -> None:
-        results.offset = await self._file.append(params.data)
+        data = params.data
+        with self.session.holding(len(data)):
+            results.offset = await self._file.append(data)
 
     @answers
     async def readOnly_context(self, params: Any, results: Any) -> None:
+        self.session.check_capabilities()
         results.file = FileServer(self.session, self._file.narrowed(READ_ONLY))
 
     @answers
     async def attenuate_context(self, params: Any, results: Any) -> None:
+        self.session.check_capabilities()
         policy, revocable = read_policy(params.policy)
         narrowed = self._file.narrowed(policy)
         results.file = FileServer(self.session, narrowed)
@@ -101,34 +108,37 @@ class FileServer(wire.File.Server):  # type: ignore[misc]
         results.token = await self.session.authority.save(self._file, read_text(params, "label"))
 
 
-class DirectoryServer(wire.Directory.Server):  # type: ignore[misc]
+class DirectoryServer(Server, wire.Directory.Server):  # type: ignore[misc]
     """Serves one directory."""
 
-    def __init__(self, session: Session, directory: GuardedDirectory) -> None:
-        session.capability_made()
-        self.session = session
-        self._directory = directory
+    session: Session
 
-    def __del__(self) -> None:
-        _dropped(self)
+    def __init__(self, session: Session, directory: GuardedDirectory) -> None:
+        super().__init__(session)
+        self._directory = directory
 
     def _serve(self, directory: GuardedDirectory) -> DirectoryServer:
         return DirectoryServer(self.session, directory)
 
     @answers
     async def open_context(self, params: Any, results: Any) -> None:
+        self.session.check_capabilities()
         file = await self._directory.open(read_name(params), OpenFlags(params.flags))
         results.file = FileServer(self.session, file)
 
     @answers
     async def list_context(self, params: Any, results: Any) -> None:
         limit = min(params.limit or PAGE_ENTRIES_MAX, PAGE_ENTRIES_MAX)
-        page = await self._directory.list(read_cursor(params), limit)
-        await self.session.room_for(len(page.entries) * _ENTRY_BYTES)
-        write_page(results, page)
+        after = read_cursor(params)
+        await self.session.reserve(limit * _ENTRY_BYTES)
+        try:
+            write_page(results, await self._directory.list(after, limit))
+        finally:
+            self.session.unreserve(limit * _ENTRY_BYTES)
 
     @answers
     async def mkdir_context(self, params: Any, results: Any) -> None:
+        self.session.check_capabilities()
         results.directory = self._serve(await self._directory.mkdir(read_name(params)))
 
     @answers
@@ -137,10 +147,12 @@ class DirectoryServer(wire.Directory.Server):  # type: ignore[misc]
 
     @answers
     async def sub_context(self, params: Any, results: Any) -> None:
+        self.session.check_capabilities()
         results.directory = self._serve(await self._directory.sub(read_name(params)))
 
     @answers
     async def create_context(self, params: Any, results: Any) -> None:
+        self.session.check_capabilities()
         file = await self._directory.create(read_name(params), executable=params.executable)
         results.file = FileServer(self.session, file)
 
@@ -162,10 +174,12 @@ class DirectoryServer(wire.Directory.Server):  # type: ignore[misc]
 
     @answers
     async def readOnly_context(self, params: Any, results: Any) -> None:
+        self.session.check_capabilities()
         results.directory = self._serve(self._directory.narrowed(READ_ONLY))
 
     @answers
     async def attenuate_context(self, params: Any, results: Any) -> None:
+        self.session.check_capabilities()
         policy, revocable = read_policy(params.policy)
         narrowed = self._directory.narrowed(policy)
         results.directory = self._serve(narrowed)
@@ -198,6 +212,7 @@ class DirectoryServer(wire.Directory.Server):  # type: ignore[misc]
 
     @answers
     async def snapshot_context(self, params: Any, results: Any) -> None:
+        self.session.check_capabilities()
         results.directory = self._serve(await self._directory.snapshot())
 
     @answers
@@ -222,11 +237,13 @@ class DirectoryServer(wire.Directory.Server):  # type: ignore[misc]
         return await self.session.redeem_ticket(capability)
 
 
-class RevokerServer(wire.Revoker.Server):  # type: ignore[misc]
+class RevokerServer(Server, wire.Revoker.Server):  # type: ignore[misc]
     """Serves the power to end one grant."""
 
+    session: Session
+
     def __init__(self, session: Session, grant: Grant) -> None:
-        self.session = session
+        super().__init__(session)
         self._grant = grant
 
     @answers
@@ -237,13 +254,6 @@ class RevokerServer(wire.Revoker.Server):  # type: ignore[misc]
     async def status_context(self, params: Any, results: Any) -> None:
         results.revoked = self._grant.revoked
         results.derived = sum(1 for _ in self._grant.below())
-
-
-def _dropped(server: FileServer | DirectoryServer) -> None:
-    # Without a session it was refused, and never counted.
-    session = getattr(server, "session", None)
-    if session is not None:
-        session.capability_dropped()
 
 
 # What an entry takes in a message, about; names and targets are bounded by the page's own limit.

@@ -6,7 +6,8 @@ Invariants:
   waits while `UNSENT_BYTES_MAX` of earlier answers wait to be taken; above that, and above
   `CALLS_IN_FLIGHT_MAX` or `CALL_BYTES_MAX`, no further message is read from the connection; and
   above `CAPABILITIES_MAX` no further capability is handed out.
-* A peer that takes nothing of what waits for it for `STALL_SECONDS_MAX` is cut off.
+* A peer that takes nothing of what waits for it for `STALL_SECONDS_MAX` is cut off, and one that
+  holds nothing and asks nothing for `IDLE_SECONDS_MAX`.
 * When the connection ends, everything it held is released; nobody else notices.
 
 pycapnp hands the messages of a connection to a transport.  The session stands in between
@@ -19,7 +20,9 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import OrderedDict, deque
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import capnp
@@ -29,6 +32,7 @@ from capstore.schema.limits import (
     CALL_BYTES_MAX,
     CALLS_IN_FLIGHT_MAX,
     CAPABILITIES_MAX,
+    IDLE_SECONDS_MAX,
     STALL_SECONDS_MAX,
     TICKET_SECONDS_MAX,
     TICKETS_MAX,
@@ -43,7 +47,10 @@ from capstore.service.transport import Transport
 log = logging.getLogger("capstore.service")
 
 # Tickets of the whole service, so that a capability may be passed over another connection.
-TicketTable = dict[bytes, GuardedDirectory]
+TicketTable = dict[bytes, "tuple[GuardedDirectory, Session]"]
+
+# What `dispatch` counts for the answer that holds a ticket.
+_TICKET_ANSWER_BYTES = 104
 
 
 class Session:
@@ -57,9 +64,11 @@ class Session:
         self.call_bytes = 0
         self.capabilities = 0
         self.unsent_bytes = 0
+        self.reserved_bytes = 0
+        self._idle_since: float | None = None
         self._room: deque[asyncio.Future[None]] = deque()
         self._tickets = tickets
-        self._own_tickets: OrderedDict[bytes, None] = OrderedDict()
+        self._own_tickets: dict[bytes, asyncio.TimerHandle] = {}
 
     def __repr__(self) -> str:
         return (
@@ -69,26 +78,43 @@ class Session:
 
     # What calls and answers cost --------------------------------------------------------------
 
-    def call_begins(self, size: int) -> None:
-        """One more call is under way, with `size` bytes of parameters."""
+    def call_begins(self) -> None:
+        """One more call is under way."""
         self.calls_in_flight += 1
-        self.call_bytes += size
 
-    def call_ends(self, size: int) -> None:
+    def call_ends(self) -> None:
         """One fewer."""
         self.calls_in_flight -= 1
-        self.call_bytes -= size
         self._reconsider_reading()
 
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Around the use of `size` bytes that a call brought."""
+        self.call_bytes += size
+        try:
+            yield
+        finally:
+            self.call_bytes -= size
+
     def capability_made(self) -> None:
-        """One more capability is held; raises `Busy` when there are as many as there may be."""
-        if self.capabilities >= CAPABILITIES_MAX:
-            raise Busy(f"a connection holds at most {CAPABILITIES_MAX} capabilities: drop some")
+        """One more capability is handed out.
+
+        Broken ones cannot be refused; who takes far too many of them is cut off.
+        """
         self.capabilities += 1
+        if self.capabilities > 2 * CAPABILITIES_MAX and self.transport is not None:
+            log.warning("%r takes capabilities without end and is cut off", self)
+            self.transport.abort()
 
     def capability_dropped(self) -> None:
         """One fewer."""
         self.capabilities -= 1
+
+    def check_capabilities(self) -> None:
+        """Raises `Busy` when no further capability is to be handed out; to be asked before there
+        is an effect that the capability would be the result of."""
+        if self.capabilities >= CAPABILITIES_MAX:
+            raise Busy(f"a connection holds at most {CAPABILITIES_MAX} capabilities: drop some")
 
     def answer_queued(self, size: int) -> None:
         """`size` bytes of answers wait to be taken."""
@@ -97,18 +123,34 @@ class Session:
     def bytes_taken(self, size: int) -> None:
         """The transport took `size` bytes."""
         self.unsent_bytes = max(0, self.unsent_bytes - size)
-        while self._room and not self.unsent_bytes >= UNSENT_BYTES_MAX:
-            waiter = self._room.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+        self._wake()
         self._reconsider_reading()
 
-    async def room_for(self, size: int) -> None:
-        """Waits until an answer of `size` bytes may be made."""
-        while self.unsent_bytes and self.unsent_bytes + size > UNSENT_BYTES_MAX:
+    async def reserve(self, size: int) -> None:
+        """Waits until an answer of `size` bytes may be made; `unreserve` when it was counted."""
+        while self._promised_bytes and self._promised_bytes + size > UNSENT_BYTES_MAX:
             waiter = asyncio.get_running_loop().create_future()
             self._room.append(waiter)
             await waiter
+        self.reserved_bytes += size
+
+    def unreserve(self, size: int) -> None:
+        """Gives back what `reserve` took."""
+        self.reserved_bytes -= size
+        self._wake()
+
+    @property
+    def _promised_bytes(self) -> int:
+        return self.unsent_bytes + self.reserved_bytes
+
+    def _wake(self) -> None:
+        while self._room and self._promised_bytes < UNSENT_BYTES_MAX:
+            waiter = self._room.popleft()
+            if not waiter.done():
+                # One at a time: each has to find room after the one before.
+                waiter.set_result(None)
+                asyncio.get_running_loop().call_soon(self._wake)
+                break
 
     def nothing_waits(self) -> None:
         """The peer took everything.  Calls that were cancelled as they were answered are forgotten:
@@ -135,16 +177,18 @@ class Session:
         """A one-time word for `directory`; it is forgotten soon, or when too many follow."""
         directory.grant.check(Effect.OBSERVE)
         ticket = secrets.token_bytes(32)
-        self._tickets[ticket] = directory
-        self._own_tickets[ticket] = None
+        timer = asyncio.get_running_loop().call_later(TICKET_SECONDS_MAX, self._forget, ticket)
+        self._tickets[ticket] = (directory, self)
+        self._own_tickets[ticket] = timer
         if len(self._own_tickets) > TICKETS_MAX:
-            self._forget(self._own_tickets.popitem(last=False)[0])
-        asyncio.get_running_loop().call_later(TICKET_SECONDS_MAX, self._forget, ticket)
+            self._forget(next(iter(self._own_tickets)))
         return ticket
 
     def _forget(self, ticket: bytes) -> None:
         self._tickets.pop(ticket, None)
-        self._own_tickets.pop(ticket, None)
+        timer = self._own_tickets.pop(ticket, None)
+        if timer is not None:
+            timer.cancel()
 
     async def redeem_ticket(self, capability: Any) -> GuardedDirectory:
         """The directory of this service that `capability` stands for.
@@ -160,10 +204,23 @@ class Session:
                 ticket = response.ticket
         except (capnp.KjException, TimeoutError, AttributeError):
             raise InvalidArgument("the target is no directory of this service") from None
-        directory = self._tickets.pop(ticket, None)
-        if directory is None:
+        issued = self._tickets.get(ticket)
+        if issued is None:
             raise InvalidArgument("the target is no directory of this service")
+        directory, issuer = issued
+        issuer._forget(ticket)
+        # The answer came to this very process: it was counted, and nobody will take it.
+        issuer.bytes_taken(_TICKET_ANSWER_BYTES)
         return directory
+
+    def is_idle(self, now: float) -> bool:
+        """Whether it has held nothing and asked nothing for too long; `now` is monotonic."""
+        if self.capabilities or self.calls_in_flight:
+            self._idle_since = None
+            return False
+        if self._idle_since is None:
+            self._idle_since = now
+        return now - self._idle_since > IDLE_SECONDS_MAX
 
     def close(self) -> None:
         """Gives everything back; the connection is gone."""
@@ -210,11 +267,14 @@ class MeteredTransport(Transport):
         super().pause_reading()
 
     def look(self) -> bool:
-        """Ends the connection if its peer has taken nothing of what waits for too long.
-
-        To be called about every second.  True if it was cut.
+        """Ends the connection if its peer takes nothing of what waits, or holds nothing, for too
+        long.  To be called about every second.  True if it was cut.
         """
         now = time.monotonic()
+        if self._session.is_idle(now):
+            log.info("%r holds nothing and is closed", self._session)
+            self.abort()
+            return True
         waiting = self.unsent_bytes
         taken = self._written + self._gathered_bytes - waiting
         if not waiting:

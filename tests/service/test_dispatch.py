@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from capstore.schema import wire
+from capstore.schema.errors import NotFound
 from capstore.service import gate, guard, servers
 from capstore.service.dispatch import BrokenServer
 
@@ -46,8 +47,27 @@ def test_a_broken_capability_fits_wherever_a_capability_is_returned() -> None:
     assert interfaces_in_results() <= extended
 
 
+class Uncounted:
+    """A session that counts nothing."""
+
+    def call_begins(self) -> None:
+        pass
+
+    def call_ends(self) -> None:
+        pass
+
+    def answer_queued(self, size: int) -> None:
+        pass
+
+    def capability_made(self) -> None:
+        pass
+
+    def capability_dropped(self) -> None:
+        pass
+
+
 def test_broken_answers_every_method() -> None:
-    broken = BrokenServer.__new__(BrokenServer)
+    broken = BrokenServer(NotFound(""), Uncounted())
     for name in wire.Broken.schema.method_names_inherited:
         assert callable(getattr(broken, f"{name}_context"))
 
