@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,42 +24,16 @@ from capstore.schema.errors import (
     Revoked,
     StorageError,
 )
-from capstore.service.authority import Authority
 from capstore.service.client import connect, open_connection
 from capstore.service.grants import Effect, Grant, Policy, ServedVolume
 from capstore.service.guard import GuardedDirectory
 from capstore.service.references import ReferenceTable, digest_of
 from capstore.service.remote import Directory, File
 from capstore.service.state import StateDirectory
+from tests.service.authorities import KEY, Clock, authority_over, owner_of
 from tests.service.inprocess import serving
 
 pytestmark = pytest.mark.anyio
-KEY = b"k" * 32
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000
-
-    def __call__(self) -> int:
-        return self.now
-
-
-async def authority_over(
-    path: Path, *, clock: Clock | None = None, volume: MemoryVolume | None = None
-) -> tuple[Authority, MemoryVolume]:
-    volume = volume or await MemoryVolume.open()
-    table = ReferenceTable.load(path / "references.json", KEY)
-    authority = Authority({"m": volume}, table, KEY, clock=clock or Clock())
-    await authority.ensure_owners()
-    return authority, volume
-
-
-async def owner_of(authority: Authority) -> GuardedDirectory:
-    root = await authority.restore(authority.owner_token("m"))
-    assert isinstance(root, GuardedDirectory)
-    return root
-
 
 # Saved references ------------------------------------------------------------------------------
 
@@ -254,34 +227,6 @@ async def test_a_secret_that_others_may_read_is_not_used(tmp_path: Path) -> None
 
 
 # Grants ----------------------------------------------------------------------------------------
-
-
-async def test_revoke_waits_for_changes_under_way(tmp_path: Path) -> None:
-    authority, _ = await authority_over(tmp_path)
-    root = await owner_of(authority)
-    narrowed = root.narrowed(Policy())
-    entered, leave = asyncio.Event(), asyncio.Event()
-
-    async def slow_mkdir(name: str) -> DirectoryNode:
-        entered.set()
-        await leave.wait()
-        return root.node
-
-    narrowed._node = _Slow(slow_mkdir)  # type: ignore[assignment]
-    change = asyncio.ensure_future(narrowed.mkdir("x"))
-    await entered.wait()
-    revoking = asyncio.ensure_future(authority.revoke(narrowed.grant))
-    await asyncio.sleep(0.02)
-    assert not revoking.done()
-    leave.set()
-    await revoking
-    with pytest.raises(Revoked):
-        await change
-
-
-class _Slow:
-    def __init__(self, mkdir: Callable[[str], Awaitable[DirectoryNode]]) -> None:
-        self.mkdir = mkdir
 
 
 async def test_revoking_releases_what_was_held(tmp_path: Path) -> None:

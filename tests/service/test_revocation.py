@@ -27,8 +27,8 @@ from capstore.service.client import connect, open_connection
 from capstore.service.grants import Policy
 from capstore.service.references import ReferenceTable
 from capstore.service.remote import Directory, answer_of
+from tests.service.authorities import KEY, Clock, authority_over, owner_of
 from tests.service.inprocess import serving
-from tests.service.test_authority import KEY, Clock, _Slow, authority_over, owner_of
 
 pytestmark = pytest.mark.anyio
 
@@ -161,12 +161,13 @@ async def test_every_revoke_waits_for_changes_under_way(tmp_path: Path) -> None:
     narrowed = root.narrowed(Policy())
     entered, leave = asyncio.Event(), asyncio.Event()
 
-    async def slow_mkdir(name: str) -> Any:
-        entered.set()
-        await leave.wait()
-        return root.node
+    class Slow:
+        async def mkdir(self, name: str) -> Any:
+            entered.set()
+            await leave.wait()
+            return root.node
 
-    narrowed._node = _Slow(slow_mkdir)  # type: ignore[assignment]
+    narrowed._node = Slow()  # type: ignore[assignment]
     change = asyncio.ensure_future(narrowed.mkdir("x"))
     await entered.wait()
     revoking = [asyncio.ensure_future(authority.revoke(narrowed.grant)) for _ in range(3)]
