@@ -22,6 +22,7 @@ from typing import Final, TypeVar
 from capstore.backers.hostfd import (
     HostStat,
     OwnedFd,
+    look_fd,
     reopen_directory,
     reserve,
     stat_fd,
@@ -36,7 +37,7 @@ from capstore.backers.hostnode import (
     os_errors,
 )
 from capstore.backers.node import Attributes, Buffer, FileNode, Stat
-from capstore.backers.workers import in_worker
+from capstore.backers.workers import Lane, in_worker
 from capstore.schema.errors import (
     Closed,
     InvalidArgument,
@@ -69,6 +70,8 @@ class HostFile(FileNode):
         self._at_once = host.answers_at_once(found.device)
         # Until the filesystem says that it cannot: tmpfs, FUSE and others know no RWF_NOWAIT.
         self._cached_reads = True
+        # Changes of one file wait for its lock anyway.
+        self._lane = Lane()
         self._lost = False
         self._last: Stat | None = None
 
@@ -246,16 +249,20 @@ class HostFile(FileNode):
                 self._host.will_change(self._device, parent)
             return call(fd)
 
-        return await self._run(what, noted)
+        return await self._lane.run(self._leased(what, noted))
 
     async def _run(self, what: str, call: Callable[[int], T]) -> T:
-        """Runs `call` with the descriptor in a worker; `close` does not take it away meanwhile."""
+        """Runs `call` with the descriptor in a worker."""
+        return await in_worker(self._leased(what, call))
+
+    def _leased(self, what: str, call: Callable[[int], T]) -> Callable[[], T]:
+        """`call` with the descriptor, which `close` does not take away meanwhile."""
 
         def leased() -> T:
             with os_errors(what), self._fd.lease() as fd:
                 return call(fd)
 
-        return await in_worker(leased)
+        return leased
 
 
 # In worker threads -----------------------------------------------------------------------------
@@ -274,7 +281,7 @@ def _read(fd: int, offset: int, view: memoryview) -> int:
 
 def _write(fd: int, offset: int, view: memoryview, lock: InodeLock) -> None:
     with lock.lock:
-        before = stat_fd(fd)
+        before = look_fd(fd)
         inside = min(len(view), before.size - offset)
         if inside > 0 and before.blocks * _BLOCK_BYTES < before.size:
             reserve(fd, offset, inside)
