@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Coroutine, Iterable, Sequence
@@ -34,9 +35,22 @@ class Failed(Exception):
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work` to its end in an event loop of its own."""
+    """Runs `work` to its end in an event loop of its own.
+
+    SIGTERM cancels it, so that it can tidy up, and then exits as a shell shows it (143).
+    """
     keep_freed_memory()
-    return asyncio.run(work)
+    try:
+        return asyncio.run(_until_terminated(work))
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
+
+
+async def _until_terminated(work: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await work
 
 
 # Text ------------------------------------------------------------------------------------------

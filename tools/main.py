@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -77,9 +77,11 @@ def capstore(
 def main() -> None:
     """The entry point of the command."""
     _fill_standard_descriptors()
+    # Python has None where a descriptor was closed.
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(_run())
 
 
@@ -87,8 +89,7 @@ def _run() -> int:
     """Runs what was typed; returns the exit code."""
     try:
         code = app(prog_name="capstore", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
@@ -116,6 +117,10 @@ def _wrong_usage(error: Exception) -> int:
     command = context.command_path if context is not None else "capstore"
     complain(f"{message.rstrip('.')} (see {command} --help)")
     return USAGE
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w")  # noqa: PTH123 - for as long as the process lives
 
 
 def _fill_standard_descriptors() -> None:

@@ -74,6 +74,10 @@ class RemoteTree:
             return await parent.sub(name)
 
     async def file(self, parent: Directory, name: str, content: Content, stat: Stat) -> None:
+        if content.rest is not None:
+            # Whoever dies on the way leaves no torso under the name.
+            await self._replace(parent, name, content, stat)
+            return
         try:
             file = await parent.create(name, executable=stat.executable)
         except AlreadyExists:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -166,6 +167,7 @@ async def _serve(
     secrets = [options.state, *([options.uri_file] if options.uri_file else [])]
     for spec in volumes.values():
         refuse_own_secrets(spec, secrets)
+    _raise_descriptor_limit()
     state = await in_worker(lambda: StateDirectory.open(options.state))
     async with AsyncExitStack() as opening:
         opening.callback(state.close)
@@ -180,6 +182,13 @@ async def _serve(
                 await _listen(service, address)
             await _announce(service.owner_uris(), options.uri_file)
             await asyncio.Event().wait()
+
+
+def _raise_descriptor_limit() -> None:
+    """Takes as many descriptors as there may be: each open file of a client is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _opened(volumes: dict[str, str], opening: AsyncExitStack) -> dict[str, Volume]:
@@ -220,9 +229,8 @@ async def _announce(uris: Sequence[tuple[str, CapabilityURI]], file: Path | None
     if file is not None:
         await in_worker(lambda: replace_file(file, lines.encode()))
     try:
-        if sys.stdout is not None:
-            sys.stdout.write(lines)
-            sys.stdout.flush()
+        sys.stdout.write(lines)
+        sys.stdout.flush()
     except OSError:
         # Nobody wants the URIs any more; somebody may still hold saved ones.
         log.warning("stdout is closed: the URIs were not printed")

@@ -6,6 +6,7 @@ Invariants: the only whole URI that is ever written is the new one, to stdout or
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,12 +61,24 @@ async def share(
         except StorageError as error:
             raise about(found.path, error) from error
     new = uri.with_token(token)
-    if uri_file is not None:
-        await in_worker(lambda: replace_file(uri_file, f"{new}\n".encode()))
-    elif json:
-        out_json({"uri": str(new), "label": terms.label} | _policy_json(policy))
-    else:
-        out(str(new))
+    try:
+        if uri_file is not None:
+            await in_worker(lambda: replace_file(uri_file, f"{new}\n".encode()))
+        elif json:
+            out_json({"uri": str(new), "label": terms.label} | _policy_json(policy))
+        else:
+            out(str(new))
+        sys.stdout.flush()
+    except OSError:
+        # Nobody has the token: what nobody can use should not stay.
+        await _end(new)
+        raise
+
+
+async def _end(uri: CapabilityURI) -> None:
+    async with connected(uri) as connection:
+        control = await connection.reference(uri.token)
+        await control.revoke((await control.status()).id)
 
 
 async def _narrowed(node: Directory | File, policy: Policy) -> Directory | File:

@@ -62,6 +62,9 @@ async def _copy_from(
     found = await find(service.top, service.path, follow=not recursive)
     parent = found.parent if found.parent is not None else found.directory()
     original = Original(parent, found.entry, found.path)
+    if service.path and not place.name:
+        # What was typed names the copy: a link's target, which others may choose, never does.
+        place = replace(place, name=service.path[-1])
     await Copier(RemoteTree(), sink, meter).copy(original, place, recursive=recursive)
 
 

@@ -21,8 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-# A client does not wait for the goodbyes of TLS, so its loop may end before the transport has.
-WARNINGS = "error,ignore:unclosed:ResourceWarning"
+WARNINGS = "error"
 COMMAND = (sys.executable, "-m", "capstore.tools.main")
 TOKEN = re.compile(rb"(?<![\w-])[\w-]{43}(?![\w-])")
 READY_SECONDS = 20

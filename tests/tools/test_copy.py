@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.tools.command import COMMAND, Served, capstore, wait_until
+from tests.tools.command import COMMAND, Served, capstore
 from tests.tools.conftest import make_tree
 
 
@@ -171,25 +170,6 @@ def test_a_capability_for_one_file(served: Served, tmp_path: Path) -> None:
     assert "nothing below" in capstore("ls", uri, "x").failed("denied")
     capstore("rm", served.at("d", "alone")).ok()
     capstore("rm", served.at("d", "copy")).ok()
-
-
-def test_an_interrupted_copy_leaves_nothing_half(served: Served) -> None:
-    with subprocess.Popen(
-        [*COMMAND, "put", "-", served.at("m", "half")],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as putting:
-        assert putting.stdin is not None
-        assert putting.stderr is not None
-        putting.stdin.write(bytes(1 << 20))
-        putting.stdin.flush()
-        wait_until(lambda: "half" in capstore("ls", served.at("m")).ok())
-        putting.send_signal(signal.SIGINT)
-        # The worker thread that waits for stdin is not to be waited for in vain.
-        putting.stdin.close()
-        assert putting.wait(20) == 130
-        assert putting.stderr.read() == b""
-    assert "half" not in capstore("ls", served.at("m")).ok()
 
 
 def test_progress_is_shown_on_a_terminal_only(served: Served) -> None:
