@@ -108,6 +108,9 @@ def _failed(error: BaseException) -> int:
     if not isinstance(error, StorageError | TransportError | OSError):
         raise error
     complain(explained(error))
+    if isinstance(error, OSError):
+        # It may have been stdout's; the interpreter would try to flush it again at its exit.
+        drop_stdout()
     return FAILED
 
 
