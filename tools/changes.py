@@ -124,7 +124,8 @@ async def sync(uri: CapabilityURI) -> None:
     """Makes a node and all below it durable."""
     async with opened(uri) as service:
         found = await find(service.top, service.path)
+        node = await found.node()
         try:
-            await (await found.node()).sync()
+            await node.sync()
         except StorageError as error:
             raise about(found.path, error) from error

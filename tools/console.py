@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 _TOKEN = re.compile(r"(?<![A-Za-z0-9_-])([A-Za-z0-9_-]{6})[A-Za-z0-9_-]{37}(?![A-Za-z0-9_-])")
 _NANOSECONDS = 1_000_000_000
+# The attribute of an error that names what it is about.
+_NAMED = "_names_its_path"
 
 
 class Failed(Exception):
@@ -73,6 +75,11 @@ def redacted(text: str) -> str:
 def shown(path: Sequence[str]) -> str:
     """A path below a capability as messages show it: quoted, absolute, printable."""
     return f'"{printable("/" + "/".join(path))}"'
+
+
+def local(path: str | bytes) -> str:
+    """A path on this machine as messages show it."""
+    return f'local "{printable(os.fsdecode(path))}"'
 
 
 def utc_text(nanoseconds: int) -> str:
@@ -164,16 +171,28 @@ def explained(error: BaseException) -> str:
         return f"disconnected: {error}"
     if isinstance(error, OSError):
         code = from_os_error(error).code.value
-        named = os.fsdecode(error.filename) + ": " if error.filename is not None else ""
+        # The system names nothing but what is on this machine.
+        named = f"{local(error.filename)}: " if error.filename is not None else ""
         return f"{code}: {named}{error.strerror or type(error).__name__}"
     return f"internal: {type(error).__name__}"
 
 
 def about(path: Sequence[str], error: StorageError) -> StorageError:
-    """`error` with the path in front that only the caller knows."""
+    """`error` with the path in front that only the caller knows; see `local_error`."""
+    if hasattr(error, _NAMED):
+        return error
     return StorageError.of(error.code, f"{shown(path)}: {error.message}")
 
 
-def local_error(error: OSError) -> StorageError:
-    """The `StorageError` for a failure of the local filesystem, in words."""
-    return StorageError.of(from_os_error(error).code, error.strerror or type(error).__name__)
+def local_error(error: OSError | StorageError, path: str | bytes) -> StorageError:
+    """The `StorageError` for a failure of the local filesystem at `path`, in words.
+
+    It names that path, and `about` leaves it so: the path at the service is not to blame.
+    """
+    if isinstance(error, OSError):
+        code, message = from_os_error(error).code, error.strerror or type(error).__name__
+    else:
+        code, message = error.code, error.message
+    named = StorageError.of(code, f"{local(path)}: {message}")
+    setattr(named, _NAMED, True)
+    return named

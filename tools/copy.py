@@ -60,7 +60,7 @@ def put(
 
     As cp does: into LOCATION if it is a directory, else to the name at its end. A SOURCE that ends
     in /. means what is in the directory. Times, the executable bit and symbolic links (as links)
-    are kept. Existing files are replaced atomically.
+    are kept. A file appears, or is replaced, when it is complete.
     """
     from capstore.tools import transfers
     from capstore.tools.console import run

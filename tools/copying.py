@@ -8,6 +8,8 @@ Invariants:
 * At most `LEAVES_MAX` files are under way, and of those longer than one transfer at most
   `LARGE_MAX`, so memory is bounded whatever is copied.
 * A failure is reported with its path; the rest is copied all the same.
+* Every copy ends, also one into its own original: the directory that copies go to is not copied
+  where it can be told, and nothing is that lies more than `DEPTH_MAX` levels deep.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from capstore.backers.node import Buffer, Entry, NodeKind, Stat
-from capstore.schema.errors import InvalidArgument, IsDirectory, StorageError
+from capstore.schema.errors import InvalidArgument, IsDirectory, StorageError, TooLarge
 from capstore.schema.limits import TRANSFER_BYTES_MAX
 from capstore.schema.names import check_name
 from capstore.tools.console import Failed, about, complain, explained, shown
@@ -30,6 +32,7 @@ S = TypeVar("S")
 D = TypeVar("D")
 
 LARGE_MAX: Final = 4
+DEPTH_MAX: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,17 @@ class Original(Generic[S]):
 
 
 class Copier(Visitor[tuple[S, D]], Generic[S, D]):
-    """Copies from `source` to `sink`."""
+    """Copies from `source` to `sink`.
 
-    def __init__(self, source: Source[S], sink: Sink[D], meter: Meter) -> None:
+    `avoid` is the node of the directory that receives the copies, where both ends are in the same
+    volume.
+    """
+
+    def __init__(
+        self, source: Source[S], sink: Sink[D], meter: Meter, *, avoid: int | None = None
+    ) -> None:
+        self._avoid = avoid
+        self._depth_max = DEPTH_MAX
         self._source = source
         self._sink = sink
         self._meter = meter
@@ -87,6 +98,8 @@ class Copier(Visitor[tuple[S, D]], Generic[S, D]):
             raise about(original.path, error) from error
 
     async def _copy_tree(self, original: Original[S], place: Place[D]) -> None:
+        self._refuse_itself(original.entry, original.path)
+        self._depth_max = len(original.path) + DEPTH_MAX
         entry, name = original.entry, place.name_for(original.entry.name)
         target = place.directory
         if name:
@@ -106,12 +119,22 @@ class Copier(Visitor[tuple[S, D]], Generic[S, D]):
     async def enter(self, branch: Branch[tuple[S, D]]) -> None:
         if branch.parent is None:
             return
+        self._refuse_itself(branch.entry)
+        if len(branch.path) > self._depth_max:
+            raise TooLarge(
+                f"more than {DEPTH_MAX} levels deep: is this a copy of a directory into itself?"
+            )
         name = check_name(branch.entry.name)
         source, target = branch.parent.held
         branch.state = (
             self._source.sub(source, name),
             await self._sink.directory(target, name),
         )
+
+    def _refuse_itself(self, entry: Entry, path: Sequence[str] = ()) -> None:
+        if self._avoid is not None and entry.stat.node_id == self._avoid:
+            where = f"{shown(path)} is" if path else "this is"
+            raise InvalidArgument(f"{where} where the copies go: it cannot be copied into itself")
 
     def pages(self, branch: Branch[tuple[S, D]]) -> AsyncGenerator[Sequence[Entry], None]:
         return self._source.pages(branch.held[0])
@@ -174,5 +197,7 @@ def summed_up(meter: Meter) -> None:
     """Raises `Failed`, with a summary on stderr, if anything failed."""
     if meter.failures:
         total = meter.entries + meter.failures
-        complain(f"{meter.failures} of {total} entries failed")
+        # Of a single entry, its own line has said it all.
+        if total > 1:
+            complain(f"{meter.failures} of {total} entries failed")
         raise Failed

@@ -127,8 +127,9 @@ async def cat(uri: CapabilityURI) -> None:
     """Writes the content of a file to stdout."""
     async with opened(uri) as service:
         found = await find(service.top, service.path)
+        file = await found.file()
         try:
-            async for chunk in read_chunks(await found.file()):
+            async for chunk in read_chunks(file):
                 sys.stdout.buffer.write(chunk)
         except StorageError as error:
             raise about(found.path, error) from error

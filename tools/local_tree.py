@@ -13,19 +13,22 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import select
 import stat as modes
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from capstore.backers.hostfd import OwnedFd
 from capstore.backers.node import Buffer, Entry, NodeKind, Provenance, Stat
 from capstore.backers.workers import in_worker
-from capstore.schema.errors import IsDirectory, NotDirectory, Unsupported
+from capstore.schema.errors import IsDirectory, NotDirectory, StorageError, Unsupported
 from capstore.schema.limits import TRANSFER_BYTES_MAX
 from capstore.schema.names import check_name, from_bytes, to_bytes
 from capstore.tools.console import local_error
@@ -47,10 +50,20 @@ _KINDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class LocalDirectory:
-    """The directory at `names` below the held descriptor `base`."""
+    """The directory at `names` below the held descriptor `base`, which the user calls `typed`."""
 
     base: int
+    typed: bytes
     names: tuple[bytes, ...] = ()
+
+    def sub(self, name: bytes) -> LocalDirectory:
+        """The directory `name` in it."""
+        return LocalDirectory(self.base, self.typed, (*self.names, name))
+
+    def called(self, name: bytes = b"") -> bytes:
+        """What the user would call it, or the entry `name` in it: for messages only."""
+        names = (*self.names, name) if name else self.names
+        return os.path.normpath(os.path.join(self.typed, *names))  # noqa: PTH118 - bytes
 
     @contextmanager
     def opened(self) -> Iterator[int]:
@@ -71,17 +84,17 @@ def local_directory(path: Path) -> Iterator[LocalDirectory]:
     """The directory that the user calls `path`, links followed.  Raises OSError."""
     descriptor = os.open(path, _DIRECTORY)
     try:
-        yield LocalDirectory(descriptor)
+        yield LocalDirectory(descriptor, os.fsencode(path))
     finally:
         os.close(descriptor)
 
 
-async def _on_disk(function: Callable[[], T]) -> T:
-    """`function` in a worker thread, its OSError as `StorageError`."""
+async def _on_disk(function: Callable[[], T], path: bytes) -> T:
+    """`function` in a worker thread; what it raises about `path` as a `StorageError`."""
     try:
         return await in_worker(function)
-    except OSError as error:
-        raise local_error(error) from error
+    except (OSError, StorageError) as error:
+        raise local_error(error, path) from error
 
 
 def _raw(name: str) -> bytes:
@@ -158,15 +171,53 @@ def _begin_reading(directory: LocalDirectory, raw: bytes) -> tuple[bytes, OwnedF
     return first, file if len(first) == TRANSFER_BYTES_MAX else None
 
 
-async def _pieces_of(file: OwnedFd) -> AsyncIterator[bytes]:
+async def _pieces_of(file: OwnedFd, path: bytes) -> AsyncIterator[bytes]:
     """What there is left to read."""
-    while piece := await _on_disk(lambda: _read_piece(file.fileno(), TRANSFER_BYTES_MAX)):
+    while piece := await _on_disk(lambda: _read_piece(file.fileno(), TRANSFER_BYTES_MAX), path):
         yield piece
 
 
-async def content_of_stdin() -> Content:
+def content_of_stdin() -> Content:
     """All that there is to read from stdin."""
-    return Content(b"", _pieces_of(OwnedFd(os.dup(0))))
+    return Content(b"", _pieces_of_stdin(OwnedFd(os.dup(0))))
+
+
+async def _pieces_of_stdin(file: OwnedFd) -> AsyncIterator[bytes]:
+    # A worker cannot be cancelled, so none waits for what may never come: the loop does.
+    await _readable(file.fileno())
+    while piece := await _on_disk(lambda: _read_available(file.fileno()), b"stdin"):
+        yield piece
+        await _readable(file.fileno())
+
+
+async def _readable(descriptor: int) -> None:
+    """Returns when a read would not wait."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    try:
+        loop.add_reader(descriptor, ready.set)
+    except PermissionError:
+        # A regular file, say: epoll does not take what never makes anybody wait.
+        return
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _read_available(descriptor: int) -> bytes:
+    """What is there, up to one transfer: a pipe gives it in pieces that are not worth a hop.
+
+    Empty at the end only, if there was something to read.
+    """
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    pieces = [os.read(descriptor, TRANSFER_BYTES_MAX)]
+    length = len(pieces[0])
+    while pieces[-1] and length < TRANSFER_BYTES_MAX and poll.poll(0):
+        pieces.append(os.read(descriptor, TRANSFER_BYTES_MAX - length))
+        length += len(pieces[-1])
+    return b"".join(pieces)
 
 
 # Writing ---------------------------------------------------------------------------------------
@@ -231,7 +282,7 @@ def _store(directory: LocalDirectory, name: bytes, content: Buffer, stat: Stat) 
 def _make_directory(parent: LocalDirectory, name: bytes) -> LocalDirectory:
     with parent.opened() as descriptor, suppress(FileExistsError):
         os.mkdir(name, dir_fd=descriptor)
-    made = LocalDirectory(parent.base, (*parent.names, name))
+    made = parent.sub(name)
     try:
         with made.opened():
             return made
@@ -264,44 +315,48 @@ class LocalTree:
     """Directories of this machine, to read from and to write to."""
 
     def sub(self, directory: LocalDirectory, name: str) -> LocalDirectory:
-        return LocalDirectory(directory.base, (*directory.names, _raw(name)))
+        return directory.sub(_raw(name))
 
     async def pages(self, directory: LocalDirectory) -> AsyncGenerator[Sequence[Entry], None]:
-        names = await _on_disk(lambda: _local_names(directory))
+        path = directory.called()
+        names = await _on_disk(lambda: _local_names(directory), path)
         for start in range(0, len(names), _PAGE):
             part = names[start : start + _PAGE]
-            yield await _on_disk(lambda part=part: _local_page(directory, part))  # type: ignore[misc]
+            yield await _on_disk(partial(_local_page, directory, part), path)
 
     async def content(self, directory: LocalDirectory, entry: Entry) -> Content:
         raw = _raw(entry.name)
-        first, file = await _on_disk(lambda: _begin_reading(directory, raw))
-        return Content(first, None if file is None else _pieces_of(file))
+        path = directory.called(raw)
+        first, file = await _on_disk(lambda: _begin_reading(directory, raw), path)
+        return Content(first, None if file is None else _pieces_of(file, path))
 
     async def directory(self, parent: LocalDirectory, name: str) -> LocalDirectory:
         raw = _raw(name)
-        return await _on_disk(lambda: _make_directory(parent, raw))
+        return await _on_disk(lambda: _make_directory(parent, raw), parent.called(raw))
 
     async def file(self, parent: LocalDirectory, name: str, content: Content, stat: Stat) -> None:
         raw = _raw(name)
+        path = parent.called(raw)
         if content.rest is None:
-            await _on_disk(lambda: _store(parent, raw, content.first, stat))
+            await _on_disk(lambda: _store(parent, raw, content.first, stat), path)
             return
-        arriving = await _on_disk(lambda: _Arriving(parent, raw, stat))
+        arriving = await _on_disk(lambda: _Arriving(parent, raw, stat), path)
         try:
             async for pieces in _gathered(content):
-                await _on_disk(lambda pieces=pieces: arriving.write(pieces))  # type: ignore[misc]
-            await _on_disk(arriving.finish)
+                await _on_disk(partial(arriving.write, pieces), path)
+            await _on_disk(arriving.finish, path)
         finally:
-            await _on_disk(arriving.abandon)
+            await _on_disk(arriving.abandon, path)
 
     async def symlink(self, parent: LocalDirectory, name: str, target: str, stat: Stat) -> None:
         raw, raw_target = _raw(name), to_bytes(target)
-        await _on_disk(lambda: _make_link(parent, raw, raw_target, stat))
+        path = parent.called(raw)
+        await _on_disk(lambda: _make_link(parent, raw, raw_target, stat), path)
 
     async def finish(self, directory: LocalDirectory, stat: Stat) -> None:
         modified = carried(stat).modified
         if modified is not None:
-            await _on_disk(lambda: _set_time(directory, modified))
+            await _on_disk(lambda: _set_time(directory, modified), directory.called())
 
 
 async def _gathered(content: Content) -> AsyncIterator[list[Buffer]]:

@@ -22,6 +22,7 @@ from pathlib import Path
 import typer
 
 from capstore.schema.errors import Denied, Disconnected, InvalidArgument
+from capstore.schema.names import from_bytes
 from capstore.service.client import Connection, open_connection
 from capstore.service.remote import Directory, File
 from capstore.service.uri import CapabilityURI, split_path
@@ -43,7 +44,17 @@ def locate(text: str, path: str | None = None) -> CapabilityURI:
         return uri
     if has_path:
         raise typer.BadParameter("the path is there twice: behind the location and on its own")
-    return uri.below(split_path(path))
+    return uri.below(_typed_path(path))
+
+
+def _typed_path(text: str) -> tuple[str, ...]:
+    """The names of a path.  Bytes that are no UTF-8 are escaped, as `put` does; what is escaped
+    already, as ``ls --json`` writes it, stays."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = from_bytes(os.fsencode(text))
+    return split_path(text)
 
 
 def _parse(text: str) -> tuple[CapabilityURI, bool]:
@@ -52,10 +63,13 @@ def _parse(text: str) -> tuple[CapabilityURI, bool]:
         return CapabilityURI.parse(sys.stdin.readline()), False
     match = _FROM_FILE.fullmatch(text)
     if match is None:
+        # Unlike a Path, this takes whatever was typed.
+        if os.path.isfile(text.partition("/-/")[0]):  # noqa: PTH113
+            raise typer.BadParameter(f'"{text}" is a file of this machine: did you mean @{text}?')
         uri = CapabilityURI.parse(text)
         return uri, bool(uri.path)
     uri = _named_in(_secret_text(Path(match["file"])), match["name"])
-    return uri.below(split_path(match["path"] or "")), match["mark"] is not None
+    return uri.below(_typed_path(match["path"] or "")), match["mark"] is not None
 
 
 def _secret_text(path: Path) -> str:

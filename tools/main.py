@@ -2,7 +2,8 @@
 
 Invariants:
 
-* Exit codes: 0 done, 1 the operation failed, 2 wrong usage, 130 interrupted.
+* Exit codes: 0 done, 1 the operation failed, 2 wrong usage, 130 interrupted, 143 terminated.
+* Descriptors 0 to 2 are what the caller gave, or lead nowhere; nothing else is opened as one.
 * A failure is one line on stderr, without a traceback and without a whole token in it.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, TextIO
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -76,13 +77,17 @@ def capstore(
 
 def main() -> None:
     """The entry point of the command."""
-    _fill_standard_descriptors()
-    # Python has None where a descriptor was closed.
-    sys.stdout = sys.stdout or _nowhere()
-    sys.stderr = sys.stderr or _nowhere()
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        _start_over_with_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(_run())
+    code = _run()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # It was reported, or nobody reads it; the interpreter would try again at its exit.
+        drop_stdout()
+    sys.exit(code)
 
 
 def _run() -> int:
@@ -93,10 +98,7 @@ def _run() -> int:
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        drop_stdout()
-        return FAILED
-    except Failed:
+    except (BrokenPipeError, Failed):
         return FAILED
     except UsageError as error:
         return _wrong_usage(error)
@@ -108,9 +110,6 @@ def _failed(error: BaseException) -> int:
     if not isinstance(error, StorageError | TransportError | OSError):
         raise error
     complain(explained(error))
-    if isinstance(error, OSError):
-        # It may have been stdout's; the interpreter would try to flush it again at its exit.
-        drop_stdout()
     return FAILED
 
 
@@ -122,15 +121,16 @@ def _wrong_usage(error: Exception) -> int:
     return USAGE
 
 
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w")  # noqa: PTH123 - for as long as the process lives
+def _start_over_with_standard_descriptors() -> NoReturn:
+    """Runs the same command again, with those that were closed leading nowhere.
 
-
-def _fill_standard_descriptors() -> None:
-    """Gives closed standard descriptors a meaning: no file that is opened may become stdout."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
+    The imports on the way here may have opened what took their numbers, and keeps it.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
+        if stream is None:
+            os.dup2(nowhere, number)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - itself
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+from capstore.schema.sizes import format_size
 from capstore.tools.console import complain
 
 if TYPE_CHECKING:
@@ -51,32 +53,39 @@ class Meter:
         await asyncio.sleep(_QUIET_SECONDS)
         with _bar() as bar:
             self._bar = bar
-            task = bar.add_task(what, total=self.total, entries=self.entries)
+            task = bar.add_task(what, total=self.total, said="")
+            began = time.monotonic() - _QUIET_SECONDS
             try:
                 while True:
-                    bar.update(task, completed=self.bytes, total=self.total, entries=self.entries)
+                    said = self._said(time.monotonic() - began)
+                    bar.update(task, completed=self.bytes, total=self.total, said=said)
                     await asyncio.sleep(_INTERVAL_SECONDS)
             finally:
                 self._bar = None
+
+    def _said(self, seconds: float) -> str:
+        parts = [f"{self.entries} entries"]
+        # What removes moves no bytes.
+        if self.bytes or self.total:
+            size = format_size(self.bytes)
+            of = f" of {format_size(self.total)}" if self.total is not None else ""
+            parts += [size + of, f"{format_size(int(self.bytes / seconds))}/s"]
+        return ", ".join(parts)
 
 
 def _bar() -> Progress:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        DownloadColumn,
         Progress,
         TextColumn,
         TimeElapsedColumn,
-        TransferSpeedColumn,
     )
 
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TextColumn("{task.fields[entries]} entries"),
+        TextColumn("{task.fields[said]}", markup=False),
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,

@@ -2,8 +2,9 @@
 
 Invariants:
 
-* A new file is made exclusively under its own name; one that is there already is replaced by a
-  rename, when the new one is complete.  A copy that fails removes what it made.
+* A file appears under its name when it is complete: it is written beside it and renamed, whether
+  or not one was there.  Whoever dies on the way leaves no torso under a name that was asked for,
+  and a copy that fails removes what it made.
 * A listing that does not go forward is refused: it would never end.
 """
 
@@ -14,7 +15,7 @@ import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 
-from capstore.backers.node import Attributes, Entry, Expect, Stat
+from capstore.backers.node import Attributes, Entry, Expect, OpenFlags, Stat
 from capstore.schema.errors import (
     AlreadyExists,
     Corrupt,
@@ -23,9 +24,12 @@ from capstore.schema.errors import (
     TransportError,
     Unsupported,
 )
+from capstore.schema.names import check_name
 from capstore.service.remote import Directory, File
 from capstore.service.transfer import Writer, read_chunks
 from capstore.tools.trees import Content, carried
+
+_NEW = OpenFlags.WRITE | OpenFlags.CREATE | OpenFlags.EXCLUSIVE
 
 
 async def listed(directory: Directory) -> AsyncGenerator[Sequence[Entry], None]:
@@ -74,36 +78,17 @@ class RemoteTree:
             return await parent.sub(name)
 
     async def file(self, parent: Directory, name: str, content: Content, stat: Stat) -> None:
-        if content.rest is not None:
-            # Whoever dies on the way leaves no torso under the name.
-            await self._replace(parent, name, content, stat)
-            return
-        try:
-            file = await parent.create(name, executable=stat.executable)
-        except AlreadyExists:
-            await self._replace(parent, name, content, stat)
-        else:
-            await self._complete(parent, name, file, content, stat)
-
-    async def _replace(self, parent: Directory, name: str, content: Content, stat: Stat) -> None:
+        check_name(name)
         temporary = temporary_name()
-        file = await parent.create(temporary, executable=stat.executable)
-        await self._complete(parent, temporary, file, content, stat)
-        await self._take_name(parent, temporary, name)
-
-    async def _complete(
-        self, parent: Directory, name: str, file: File, content: Content, stat: Stat
-    ) -> None:
-        """Fills a file that was just made under `name`, or removes it again."""
         try:
-            await fill(file, content)
-            await self._set_modified(parent, name, stat, file)
-        except BaseException:
-            await _discard(parent, name)
-            raise
-
-    async def _take_name(self, parent: Directory, temporary: str, name: str) -> None:
-        try:
+            if content.rest is None:
+                file = await parent.write_file(temporary, content.first, _NEW)
+            else:
+                file = await parent.create(temporary)
+                await fill(file, content)
+            change = carried(stat)
+            if change.executable or change.modified is not None:
+                await _set_attributes(file, change)
             await parent.rename(temporary, parent, name)
         except BaseException:
             await _discard(parent, temporary)
@@ -115,25 +100,32 @@ class RemoteTree:
         except AlreadyExists:
             temporary = temporary_name()
             await parent.symlink(temporary, target)
-            await self._take_name(parent, temporary, name)
+            try:
+                await parent.rename(temporary, parent, name)
+            except BaseException:
+                await _discard(parent, temporary)
+                raise
         await self._set_modified(parent, name, stat)
 
     async def finish(self, directory: Directory, stat: Stat) -> None:
         await self._set_modified(directory, "", stat)
 
-    async def _set_modified(
-        self, directory: Directory, name: str, stat: Stat, file: File | None = None
-    ) -> None:
+    async def _set_modified(self, directory: Directory, name: str, stat: Stat) -> None:
         modified = carried(stat).modified
-        if modified is None:
-            return
-        change = Attributes(modified=modified)
-        # Not every volume records times, and a copy without them is still a copy.
-        with suppress(Unsupported):
-            if file is not None:
-                await file.set_attributes(change)
-            else:
-                await directory.set_attributes(change, name)
+        if modified is not None:
+            # Not every volume records times, and a copy without them is still a copy.
+            with suppress(Unsupported):
+                await directory.set_attributes(Attributes(modified=modified), name)
+
+
+async def _set_attributes(file: File, change: Attributes) -> None:
+    """Sets as much of `change` as the volume records: a copy without the rest is still one."""
+    for part in (change, Attributes(executable=change.executable)):
+        try:
+            await file.set_attributes(part)
+        except Unsupported:
+            continue
+        return
 
 
 class LoneFile:

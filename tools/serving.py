@@ -27,7 +27,7 @@ from capstore.backers.node import Volume
 from capstore.backers.spec import Spec, open_volume
 from capstore.backers.workers import in_worker
 from capstore.images.durable import replace_file
-from capstore.schema.errors import Denied
+from capstore.schema.errors import Denied, StorageError
 from capstore.service.server import Service, start
 from capstore.service.state import StateDirectory
 from capstore.service.uri import CapabilityURI
@@ -195,7 +195,11 @@ async def _opened(volumes: dict[str, str], opening: AsyncExitStack) -> dict[str,
     """Opens volumes by name; `opening` closes those that are open if another one fails."""
     served = {}
     for name, spec in volumes.items():
-        served[name] = await open_volume(spec)
+        try:
+            served[name] = await open_volume(spec)
+        except StorageError as error:
+            where = f'volume "{name}" ({spec})'
+            raise StorageError.of(error.code, f"{where}: {error.message}") from error
         opening.push_async_callback(served[name].close)
         log.info("volume %s is open", name)
     return served

@@ -53,6 +53,8 @@ def share(
         seconds = None if expires is None else parse_duration(expires)
     except InvalidArgument as error:
         raise typer.BadParameter(error.message) from error
+    if seconds == 0:
+        raise typer.BadParameter("it would expire at once: --expires needs more than 0")
     terms = sharing.Terms(read_only=read_only, seconds=seconds, label=label)
     run(sharing.share(locate(location, path), terms, json=json, uri_file=uri_file))
 

@@ -1,7 +1,7 @@
 """Handing on and taking back: `share`, `shares`, `revoke`.
 
 Invariants: the only whole URI that is ever written is the new one, to stdout or to a file of mode
-0600; a duration counts from the clock of this machine.
+0600; what was saved is revoked if that fails; a duration counts from the clock of this machine.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Any
 
 from capstore.backers.workers import in_worker
 from capstore.images.durable import replace_file
-from capstore.schema.errors import InvalidArgument, StorageError
+from capstore.schema.errors import InvalidArgument, StorageError, TransportError
 from capstore.service.grants import Policy
 from capstore.service.remote import Directory, File, ReferenceInfo
 from capstore.service.uri import CapabilityURI
 from capstore.tools.console import (
     about,
+    complain,
+    explained,
     local_text,
     out,
     out_json,
@@ -56,8 +58,9 @@ async def share(
     policy = terms.policy()
     async with opened(uri) as service:
         found = await find(service.top, service.path)
+        node = await found.node()
         try:
-            token = await (await _narrowed(await found.node(), policy)).save(terms.label)
+            token = await (await _narrowed(node, policy)).save(terms.label)
         except StorageError as error:
             raise about(found.path, error) from error
     new = uri.with_token(token)
@@ -71,7 +74,10 @@ async def share(
         sys.stdout.flush()
     except OSError:
         # Nobody has the token: what nobody can use should not stay.
-        await _end(new)
+        try:
+            await _end(new)
+        except (StorageError, TransportError) as error:
+            complain(f"what was saved could not be revoked (see shares): {explained(error)}")
         raise
 
 

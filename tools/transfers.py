@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from capstore.backers.node import Entry, NodeKind, RenameMode, Stat
 from capstore.schema.errors import (
+    AlreadyExists,
     CrossVolume,
     InvalidArgument,
     NotDirectory,
@@ -28,7 +29,7 @@ from capstore.schema.errors import (
 from capstore.schema.names import from_bytes
 from capstore.service.remote import Directory, File
 from capstore.service.uri import CapabilityURI
-from capstore.tools.console import about, explained, shown
+from capstore.tools.console import about, explained, local, shown
 from capstore.tools.copying import Copier, Original, Place, counted, summed_up
 from capstore.tools.local_tree import (
     LocalDirectory,
@@ -52,9 +53,15 @@ _NEW_FILE = Stat(kind=NodeKind.FILE, size=0, node_id=0, version=0)
 
 
 async def _copy_from(
-    service: Opened, sink: Sink[D], place: Place[D], meter: Meter, *, recursive: bool
+    service: Opened,
+    sink: Sink[D],
+    place: Place[D],
+    meter: Meter,
+    *,
+    recursive: bool,
+    avoid: int | None = None,
 ) -> None:
-    """Copies what the location means to `place`."""
+    """Copies what the location means to `place`; for `avoid` see `Copier`."""
     if file := _lone_file(service):
         lone = Original(file, Entry("", await file.stat()), ())
         await Copier(LoneFile(), sink, meter).copy(lone, place, recursive=recursive)
@@ -65,7 +72,8 @@ async def _copy_from(
     if service.path and not place.name:
         # What was typed names the copy: a link's target, which others may choose, never does.
         place = replace(place, name=service.path[-1])
-    await Copier(RemoteTree(), sink, meter).copy(original, place, recursive=recursive)
+    copier = Copier(RemoteTree(), sink, meter, avoid=avoid)
+    await copier.copy(original, place, recursive=recursive)
 
 
 async def _place_at(
@@ -101,7 +109,7 @@ def _local_place(dest: str, *, recursive: bool) -> Iterator[Place[LocalDirectory
             yield Place(directory)
         return
     if dest.endswith("/") and not recursive:
-        raise NotDirectory(f'"{dest}" is no directory')
+        raise NotDirectory(f"{local(dest)} is no directory")
     with local_directory(path.parent) as directory:
         yield Place(directory, from_bytes(os.fsencode(path.name)))
 
@@ -167,7 +175,7 @@ async def _put_all(
 async def _put_stdin(sink: Sink[D], place: Place[D], meter: Meter) -> None:
     if not place.name:
         raise InvalidArgument("stdin has no name: say what the file is to be called")
-    content = counted(await content_of_stdin(), meter)
+    content = counted(content_of_stdin(), meter)
     await sink.file(place.directory, place.name, content, _NEW_FILE)
     meter.entries += 1
 
@@ -193,7 +201,10 @@ async def cp(source: CapabilityURI, target: CapabilityURI, *, recursive: bool, q
             if recursive:
                 await _refuse_into_itself(one, other)
             within = await _place_at(other.top, other.path)
-            await _copy_from(one, RemoteTree(), within, meter, recursive=recursive)
+            avoid = None
+            if recursive and await _same_volume(one, other):
+                avoid = (await within.directory.stat()).node_id
+            await _copy_from(one, RemoteTree(), within, meter, recursive=recursive, avoid=avoid)
         summed_up(meter)
 
 
@@ -205,6 +216,17 @@ async def _refuse_into_itself(one: Opened, other: Opened) -> None:
     original = await find(one.top, source.path, follow=False)
     if original.is_directory and target.path[: len(original.path)] == original.path:
         raise InvalidArgument(f"{shown(original.path)} cannot be copied into itself")
+
+
+async def _same_volume(one: Opened, other: Opened) -> bool:
+    """Whether node numbers mean the same at both: they are numbers within a volume."""
+    if not same_service(one.connection.uri, other.connection.uri):
+        return False
+    volumes = set()
+    for side in (one, other):
+        reference = await side.connection.reference(side.connection.uri.token)
+        volumes.add((await reference.status()).volume)
+    return len(volumes) == 1
 
 
 async def mv(
@@ -226,5 +248,8 @@ async def mv(
             await directory.rename(name, place.directory, place.name_for(name), mode)
         except CrossVolume:
             raise CrossVolume("these are different volumes: use cp -r, then rm -r") from None
+        except AlreadyExists as error:
+            into = target.path if place.name else (*target.path, name)
+            raise about(into, error) from error
         except StorageError as error:
             raise about(found.path, error) from error

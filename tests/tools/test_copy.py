@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.tools.command import COMMAND, Served, capstore
+from tests.tools.command import COMMAND, Served, capstore, serving
 from tests.tools.conftest import make_tree
 
 
@@ -128,7 +129,7 @@ def test_what_fails_is_named_and_the_rest_is_copied(served: Served, tmp_path: Pa
     assert put.code == 1
     assert put.error.splitlines() == [
         f'capstore: passed over: "{source}/fifo" is neither file, directory nor link',
-        f"capstore: notFound: {tmp_path}/missing: No such file or directory",
+        f'capstore: notFound: local "{tmp_path}/missing": No such file or directory',
         "capstore: 1 of 5 entries failed",
     ]
     dest = tmp_path / "dest"
@@ -138,8 +139,8 @@ def test_what_fails_is_named_and_the_rest_is_copied(served: Served, tmp_path: Pa
     assert get.code == 1
     assert sorted(get.error.splitlines()) == [
         "capstore: 2 of 3 entries failed",
-        'capstore: isDirectory: "/source/b": Is a directory',
-        'capstore: notDirectory: "/source/a": something that is no directory is there',
+        f'capstore: isDirectory: local "{dest}/source/b": Is a directory',
+        f'capstore: notDirectory: local "{dest}/source/a": something that is no directory is there',
     ]
     capstore("rm", "-r", served.at("m", "source")).ok()
 
@@ -227,3 +228,60 @@ def test_directories_need_to_be_asked_for(served: Served, tmp_path: Path) -> Non
     put = capstore("put", tmp_path, served.at("m"))
     assert put.error.startswith("capstore: isDirectory: ")
     capstore("rm", "-r", served.at("m", "folder")).ok()
+
+
+def test_a_copy_into_itself_by_another_capability_ends(served: Served, volume: str) -> None:
+    at = served.at(volume)
+    capstore("mkdir", "-p", at, "self/a/b").ok()
+    capstore("put", "-", served.at(volume, "self/a/file"), stdin=b"x").ok()
+    inner = capstore("share", at, "self/a/b").ok().strip()
+    ran = capstore("cp", "-r", served.at(volume, "self"), inner)
+    assert ran.code == 1
+    assert '"/self/a/b": this is where the copies go' in ran.error
+    assert capstore("ls", inner, "self/a").ok() == "file\n"
+    same = capstore("cp", "-r", served.at(volume, "self/a/b"), inner)
+    assert "cannot be copied into itself" in same.failed("invalidArgument")
+    # Numbers of nodes mean nothing in another volume.
+    other = served.at("d" if volume == "m" else "m")
+    capstore("cp", "-r", served.at(volume, "self"), other).ok()
+    capstore("rm", "-r", other, "self").ok()
+    capstore("rm", "-r", at, "self").ok()
+
+
+def test_a_copy_of_a_served_directory_into_itself_ends(tmp_path: Path) -> None:
+    with serving(f"own=dir:{tmp_path}") as service:
+        (tmp_path / "file").write_bytes(b"x")
+        got = capstore("get", "-r", service.at("own"), tmp_path / "got")
+        assert got.code == 1
+        assert "levels deep" in got.error
+        shutil.rmtree(tmp_path / "got")
+        put = capstore("put", "-r", f"{tmp_path}/.", service.at("own", "put"))
+        assert put.code == 1
+        assert "levels deep" in put.error
+
+
+def test_messages_name_what_is_meant(served: Served, volume: str, tmp_path: Path) -> None:
+    capstore("mkdir", "-p", served.at(volume), "said/into/file").ok()
+    capstore("put", "-", served.at(volume, "said/file"), stdin=b"x").ok()
+    taken = capstore("mv", "-n", served.at(volume, "said/file"), served.at(volume, "said/into"))
+    assert '"/said/into/file": ' in taken.failed("alreadyExists")
+    for verb in ("cat", "share"):
+        ran = capstore(verb, served.at(volume, "said/into"))
+        assert ran.error.count("/said/into") <= 1
+    (tmp_path / "file").mkdir()
+    onto = capstore("get", served.at(volume, "said/file"), tmp_path)
+    assert f'local "{tmp_path}/file": ' in onto.failed("isDirectory")
+    missing = capstore("put", tmp_path / "missing", served.at(volume))
+    assert f'local "{tmp_path}/missing": ' in missing.failed("notFound")
+    forgotten = capstore("ls", served.uri_file)
+    assert forgotten.code == 2
+    assert f"did you mean @{served.uri_file}?" in forgotten.error
+    capstore("rm", "-r", served.at(volume, "said")).ok()
+
+
+def test_typed_paths_that_are_no_utf8(served: Served, volume: str) -> None:
+    odd = os.fsdecode(b"odd\xff")
+    capstore("put", "-", served.at(volume, odd), stdin=b"x").ok()
+    assert capstore("cat", served.at(volume), odd).ok() == "x"
+    assert capstore("cat", served.at(volume), "odd\uefff").ok() == "x"
+    capstore("rm", served.at(volume), odd).ok()

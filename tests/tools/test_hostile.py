@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from capstore.backers.node import Entry, NodeKind, Page, Stat
 from capstore.schema.errors import Corrupt, Revoked
+from capstore.tools import resolve
 from capstore.tools.console import printable, redacted
-from capstore.tools.copying import Copier, Original, Place
+from capstore.tools.copying import DEPTH_MAX, Copier, Original, Place
 from capstore.tools.local_tree import LocalTree, local_directory
 from capstore.tools.progress import Meter
 from capstore.tools.remote_tree import listed
+from capstore.tools.transfers import _copy_from
 from capstore.tools.trees import Content
 
 Path_ = tuple[str, ...]
@@ -101,12 +104,74 @@ def test_nothing_is_written_through_a_link_of_the_service(
         dest,
     )
     assert meter.failures == 1
-    assert 'notDirectory: "/trap"' in capsys.readouterr().err
+    assert 'notDirectory: local "' in capsys.readouterr().err
     assert (outside / "file").read_bytes() == b"untouched"
     assert [path.name for path in outside.iterdir()] == ["file"]
     assert (dest / "trap").is_symlink()
     assert (dest / "file").read_bytes() == b"evil"
     assert not (dest / "file").is_symlink()
+
+
+class Lying:
+    """A directory that answers every lookup with another entry than was asked for."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._entries = list(entries)
+
+    def pipelined(self, path: Sequence[str]) -> Lying:
+        return self
+
+    async def lookup(self, name: str) -> Entry:
+        return self._entries.pop(0)
+
+    async def read_file(self, name: str) -> tuple[bytes, bool, None]:
+        return b"evil", True, None
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [entry(".bashrc")],
+        [entry("report.txt", NodeKind.SYMLINK, ".bashrc"), entry(".bashrc")],
+    ],
+)
+def test_a_copy_is_named_by_what_was_typed(
+    answers: Sequence[Entry], dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def target(*_: object, **__: object) -> SimpleNamespace:
+        place = SimpleNamespace(is_root=False, parent=Lying([]), path=(".bashrc",))
+        return SimpleNamespace(**vars(place), entry=answers[-1])
+
+    monkeypatch.setattr(resolve, "resolve", target)
+    (dest / ".bashrc").write_bytes(b"mine")
+
+    async def main() -> None:
+        with local_directory(dest) as directory:
+            service = SimpleNamespace(top=Lying(answers), path=("report.txt",))
+            place = Place(directory)
+            await _copy_from(service, LocalTree(), place, Meter(), recursive=False)  # type: ignore[arg-type]
+
+    asyncio.run(main())
+    assert (dest / ".bashrc").read_bytes() == b"mine"
+    assert (dest / "report.txt").read_bytes() == b"evil"
+
+
+def test_a_tree_without_end_is_left(dest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Endless(Hostile):
+        async def pages(self, directory: Path_) -> AsyncGenerator[Sequence[Entry], None]:
+            yield [entry("d", NodeKind.DIRECTORY)]
+
+    meter = Meter()
+
+    async def main() -> None:
+        with local_directory(dest) as directory:
+            original: Original[Path_] = Original((), entry("", NodeKind.DIRECTORY), ())
+            copier = Copier(Endless({}), LocalTree(), meter)
+            await copier.copy(original, Place(directory), recursive=True)
+
+    asyncio.run(main())
+    assert meter.failures == 1
+    assert f"more than {DEPTH_MAX} levels deep" in capsys.readouterr().err
 
 
 def test_a_revocation_ends_the_copy(dest: Path) -> None:

@@ -147,9 +147,9 @@ def test_closed_standard_descriptors_do_no_harm(closed: str, tmp_path: Path) -> 
     ("arguments", "code", "error"),
     [
         (["nonsense"], 1, "invalidArgument: "),
-        (["tape:x"], 1, 'invalidArgument: no backer is called "tape:"'),
+        (["tape:x"], 1, 'invalidArgument: volume "x" (tape:x): no backer'),
         (["memory:,colour=red"], 1, "invalidArgument: "),
-        (["dir:no-such-directory"], 1, "notFound: "),
+        (["a=dir:missing"], 1, 'notFound: volume "a" (dir:missing): '),
         (["a=memory:", "a=memory:"], 2, 'Invalid value: two volumes are called "a"'),
         (["a b=memory:"], 2, 'Invalid value: "a b" cannot name a volume'),
         (["memory:", "--listen", "nowhere"], 2, 'Invalid value: "nowhere" is no address'),

@@ -60,6 +60,7 @@ def test_an_expired_share_is_denied(folder: str) -> None:
     time.sleep(max(0, soon - time.monotonic()))
     capstore("ls", uri).failed("denied")
     assert capstore("share", folder, "--expires", "tomorrow").code == 2
+    assert capstore("share", folder, "--expires", "0s").code == 2
 
 
 def test_shares_are_listed(served: Served, folder: str) -> None:
