@@ -24,33 +24,32 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from capstore.schema.errors import InvalidArgument, Unsupported
 from capstore.schema.limits import PAGE_ENTRIES_MAX
+from capstore.schema.nodes import Buffer, Entry, NodeKind, Page, Provenance, Stat, Usage
 
-# Bytes-like objects that writes take.
-Buffer = bytes | bytearray | memoryview
-
-
-class NodeKind(enum.Enum):
-    """What a node is; values are the enumerants of ``NodeKind`` in ``capstore.capnp``."""
-
-    FILE = "file"
-    DIRECTORY = "directory"
-    SYMLINK = "symlink"
-    SPECIAL = "special"
-
-
-class Provenance(enum.Enum):
-    """Where the times of a `Stat` come from; values as in ``capstore.capnp``."""
-
-    UNKNOWN = "unknown"
-    WALL_CLOCK = "wallClock"
-    TAR_HEADER = "tarHeader"
-    FAT_DIRECTORY_ENTRY = "fatDirectoryEntry"
-    CPIO_HEADER = "cpioHeader"
-    HOST_FILESYSTEM = "hostFilesystem"
+__all__ = [
+    "Attributes",
+    "Buffer",
+    "Condition",
+    "DirectoryNode",
+    "Entry",
+    "Expect",
+    "FileNode",
+    "Node",
+    "NodeKind",
+    "ObjectPage",
+    "ObjectStat",
+    "ObjectStore",
+    "OpenFlags",
+    "Page",
+    "Provenance",
+    "RenameMode",
+    "Stat",
+    "Usage",
+    "Volume",
+]
 
 
 class RenameMode(enum.Enum):
@@ -101,41 +100,6 @@ def _sensible(flags: int) -> bool:
 _SENSIBLE_FLAGS = frozenset(flags for flags in range(16) if _sensible(flags))
 
 
-class Stat(NamedTuple):
-    """What is known of a node without reading it.
-
-    `size` is in bytes (of a symbolic link: of its target; of a directory: 0); times are
-    nanoseconds since 1970 and mean nothing when `provenance` is unknown; `node_id` is unique in
-    the volume for the life of the node; `version` differs after each change of content or entries.
-    """
-
-    kind: NodeKind
-    size: int
-    node_id: int
-    version: int
-    created: int = 0
-    modified: int = 0
-    provenance: Provenance = Provenance.UNKNOWN
-    executable: bool = False
-    link_count: int = 1
-
-
-class Entry(NamedTuple):
-    """One name in a directory; `target` is what a symbolic link points to."""
-
-    name: str
-    stat: Stat
-    target: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A part of a listing, in the order of the names' bytes; `more` says that names follow."""
-
-    entries: Sequence[Entry]
-    more: bool
-
-
 @dataclass(frozen=True, slots=True)
 class Attributes:
     """A change of attributes: None leaves one as it is; times in ns since 1970."""
@@ -143,18 +107,6 @@ class Attributes:
     executable: bool | None = None
     modified: int | None = None
     created: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Space and nodes of a volume; a total of 0 means that no bound is known."""
-
-    total_bytes: int = 0
-    used_bytes: int = 0
-    free_bytes: int = 0
-    total_nodes: int = 0
-    used_nodes: int = 0
-    label: str = ""
 
 
 class Node(ABC):
