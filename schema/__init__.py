@@ -1,7 +1,8 @@
 """The contracts, in Cap'n Proto's own language, and the vocabulary that goes with them.
 
 Invariants: this is the lowest room; it imports nothing of capstore outside itself.  `wire` is the
-compiled ``capstore.capnp``.
+compiled ``capstore.capnp`` (what goes over the wire), `layout` the compiled ``layout.capnp`` (what
+is on disk).
 """
 
 from __future__ import annotations
@@ -17,3 +18,4 @@ _HERE = Path(__file__).resolve().parent
 _STANDARD = Path(capnp.__file__).resolve().parent.parent
 
 wire: Any = capnp.load(str(_HERE / "capstore.capnp"), imports=[str(_STANDARD)])
+layout: Any = capnp.load(str(_HERE / "layout.capnp"), imports=[str(_STANDARD)])

@@ -1,0 +1,66 @@
+"""What every builder of an image has in common: a tree is pushed into it, node by node.
+
+Invariants: the same calls give the same bytes.  A directory comes before what is in it; entries of
+a directory come in the order of their names' bytes, depth first.  Nothing is at the output's final
+place before `finish` has returned (`capstore.images.durable`); `abort` leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from capstore.schema.nodes import Buffer, Provenance
+
+Path = Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is kept of a node besides its content; times in ns since 1970."""
+
+    modified: int = 0
+    created: int = 0
+    provenance: Provenance = Provenance.UNKNOWN
+    executable: bool = False
+
+
+class TreeBuilder(ABC):
+    """An image in the making.  A path is a sequence of names; the root's is empty.
+
+    Every method raises what the output's device raises, and `Unsupported`, with the path's last
+    name, for what the format cannot hold.
+    """
+
+    @abstractmethod
+    def directory(self, path: Path, facts: Facts) -> None:
+        """A directory; the root comes first."""
+
+    @abstractmethod
+    def begin_file(self, path: Path, facts: Facts, size: int) -> None:
+        """A file of `size` bytes, which `write` then gives."""
+
+    @abstractmethod
+    def write(self, data: Buffer) -> None:
+        """The next bytes of the file that was begun."""
+
+    @abstractmethod
+    def end_file(self) -> None:
+        """The file is whole.  Raises `InvalidArgument` if it is not of the size it was to be."""
+
+    @abstractmethod
+    def symlink(self, path: Path, facts: Facts, target: str) -> None:
+        """A symbolic link."""
+
+    @abstractmethod
+    def link(self, path: Path, original: Path) -> None:
+        """Another name of the file (or symbolic link) `original`, which came before."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Writes what is left and puts the image in its place, durably."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Drops what was built; does nothing after `finish`."""

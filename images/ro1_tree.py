@@ -1,0 +1,442 @@
+"""CAPOSRO1 as a tree: lookups straight from the mapped tables, without a step that loads them.
+
+Invariants:
+
+* Opening reads the superblocks and nothing else, whatever the image holds.
+* No record is believed before its seal was checked, no name before its checksum was, no number
+  before it was compared with what it counts.  A directory's number is less than that of every
+  directory in it, so no walk down a forged image goes round.
+* Bytes of a file are given out only when their checksums fit.  An image with external data (an
+  archive's index) has none of its own: its extents lie in `data`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from capstore.images import ro1
+from capstore.images.checksums import crc32c
+from capstore.images.device import BlockDevice
+from capstore.images.nodetable import prefix_of
+from capstore.images.records import BLOCK_BYTES, RO1_ENTRY, RO1_EXTENT, RO1_NODE
+from capstore.images.ro1 import CHUNK_BYTES, SUM_BYTES, Span
+from capstore.images.tree import Content, ExtentContent, Extents, Finding, ImageTree, Region
+from capstore.schema.errors import (
+    Closed,
+    Corrupt,
+    InvalidName,
+    IsDirectory,
+    NotDirectory,
+    NotFound,
+    Unsupported,
+)
+from capstore.schema.limits import PAGE_BYTES_MAX, PAGE_ENTRIES_MAX
+from capstore.schema.names import check_name
+from capstore.schema.nodes import Entry, NodeKind, Page, Provenance, Stat, Usage
+
+# Makes the content of a file whose archive has a checksum of the whole:
+# (device, size, offset in the device, checksum).
+Summed = Callable[[BlockDevice, int, int, int], Content]
+
+_FILE: Final = ro1.KIND_CODES[NodeKind.FILE]
+_DIRECTORY: Final = ro1.KIND_CODES[NodeKind.DIRECTORY]
+_SYMLINK: Final = ro1.KIND_CODES[NodeKind.SYMLINK]
+# A read-only image never changes.
+_VERSION: Final = 1
+
+
+class Ro1Tree(ImageTree):
+    """An open image.
+
+    `view` shows all of `device`; `data` is where an image with external data has its content, and
+    `summed` makes the content of files with a checksum of their own there.
+    """
+
+    root = 0
+
+    def __init__(
+        self,
+        device: BlockDevice,
+        view: memoryview,
+        *,
+        data: BlockDevice | None = None,
+        summed: Summed | None = None,
+    ) -> None:
+        """Raises `Corrupt` without a valid superblock, `Unsupported` for one of a newer version
+        and for external data where `data` is not given."""
+        self.superblock = ro1.read_superblock(device)
+        external = bool(self.superblock.features & ro1.EXTERNAL_DATA)
+        if external != (data is not None):
+            raise Unsupported("this is the index of an archive, no image by itself")
+        self._device = device
+        self._view: memoryview | None = view
+        self._data = data
+        self._summed = summed
+        self._nodes_at = self.superblock.nodes.start
+        self._entries_at = self.superblock.entries.start
+        self._node_count = self.superblock.nodes.count
+
+    def __repr__(self) -> str:
+        return f"<Ro1Tree {self._node_count} nodes>"
+
+    # Records -------------------------------------------------------------------------------------
+
+    @property
+    def view(self) -> memoryview:
+        """The mapped image; raises `Closed`."""
+        if self._view is None:
+            raise Closed("the image was closed")
+        return self._view
+
+    def node(self, number: int) -> Any:
+        """The record of a node.  Raises `NotFound`, `Corrupt`."""
+        if not 0 <= number < self._node_count:
+            raise NotFound("there is no such node")
+        at = self._nodes_at + number * RO1_NODE.size
+        record = RO1_NODE.unpack(self.view[at : at + RO1_NODE.size], f"node {number}", at)
+        return _checked_node(record, number, at)
+
+    def entry(self, number: int, directory: int) -> Any:
+        """The record of an entry, which has to be one of `directory`.  Raises `Corrupt`."""
+        at = self._entries_at + number * RO1_ENTRY.size
+        record = RO1_ENTRY.unpack(self.view[at : at + RO1_ENTRY.size], f"entry {number}", at)
+        if record.directory != directory:
+            raise Corrupt(f"entry {number} at offset {at} is of another directory")
+        return record
+
+    def raw_name(self, record: Any) -> bytes:
+        """The bytes of an entry's name.  Raises `Corrupt`."""
+        return self._text(record.nameAt, record.nameBytes, record.nameSum, "the name")
+
+    def text_of(self, record: Any) -> str:
+        """The target of a symbolic link, or what is wrong with a damaged file."""
+        raw = self._text(record.first, record.count, record.check, "the text")
+        return _decoded(raw, "the text", self.superblock.heap.start + record.first)
+
+    def _text(self, at: int, length: int, checksum: int, what: str) -> bytes:
+        heap = self.superblock.heap
+        if at + length > heap.length:
+            raise Corrupt(f"{what} at offset {heap.start + at} is cut off")
+        raw = self.view[heap.start + at : heap.start + at + length].tobytes()
+        if crc32c(raw) != checksum:
+            raise Corrupt(f"{what} at offset {heap.start + at} has a wrong checksum")
+        return raw
+
+    def range_of(self, directory: int) -> tuple[int, int]:
+        """The numbers of a directory's entries, first and last plus one."""
+        record = self.node(directory)
+        if record.kind != _DIRECTORY:
+            raise NotDirectory("no directory")
+        end = record.first + record.count
+        if end > self.superblock.entries.count:
+            raise Corrupt(f"node {directory} has entries behind the end of their table")
+        return record.first, end
+
+    # Looking -------------------------------------------------------------------------------------
+
+    def stat(self, node: int) -> Stat:
+        return _stat_of(self.node(node), node)
+
+    def lookup(self, directory: int, name: str) -> Entry:
+        raw = check_name(name).encode()
+        low, high = self.range_of(directory)
+        number = self._bisect(directory, low, high, raw, after=False)
+        if number < high:
+            record = self.entry(number, directory)
+            if self.raw_name(record) == raw:
+                return self._entry_of(name, record, directory)
+        raise NotFound("no entry of this name")
+
+    def _bisect(self, directory: int, low: int, high: int, raw: bytes, *, after: bool) -> int:
+        """The first entry whose name is not less than `raw`, or (`after`) greater."""
+        prefix = prefix_of(raw)
+        while low < high:
+            middle = (low + high) // 2
+            record = self.entry(middle, directory)
+            if record.prefix != prefix:
+                before = record.prefix < prefix
+            else:
+                name = self.raw_name(record)
+                before = name < raw or (after and name == raw)
+            if before:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _entry_of(self, name: str, record: Any, directory: int) -> Entry:
+        node = self._child(record.node, directory)
+        target = self.text_of(node) if node.kind == _SYMLINK else None
+        return Entry(name, _stat_of(node, record.node), target)
+
+    def _child(self, number: int, directory: int) -> Any:
+        if number >= self._node_count:
+            raise Corrupt(f"an entry of node {directory} is of node {number}, which is not there")
+        node = self.node(number)
+        if node.kind == _DIRECTORY and number <= directory:
+            raise Corrupt(f"node {number} is a directory inside of itself")
+        return node
+
+    def list(self, directory: int, after: str, limit: int) -> Page:
+        low, end = self.range_of(directory)
+        if after:
+            low = self._bisect(directory, low, end, _encoded(after), after=True)
+        high = min(end, low + max(1, min(limit, PAGE_ENTRIES_MAX)))
+        entries = self._entries(directory, low, high)
+        return Page(entries, more=low + len(entries) < end)
+
+    def _entries(self, directory: int, low: int, high: int) -> Sequence[Entry]:
+        """Entries `low` to `high`, fewer where their texts would fill more than a page."""
+        entries: list[Entry] = []
+        room, last = PAGE_BYTES_MAX, b""
+        for number in range(low, high):
+            record = self.entry(number, directory)
+            raw = self.raw_name(record)
+            if entries and raw <= last:
+                raise Corrupt(f"entry {number} of node {directory} is out of order")
+            name = _checked_name(raw, number)
+            entry = self._entry_of(name, record, directory)
+            room -= len(raw) + len((entry.target or "").encode())
+            if room < 0 and entries:
+                break
+            entries.append(entry)
+            last = raw
+        return entries
+
+    # Content -------------------------------------------------------------------------------------
+
+    def content(self, node: int) -> Content:
+        record = self.node(node)
+        if record.kind == _DIRECTORY:
+            raise IsDirectory("a directory")
+        if record.kind != _FILE:
+            raise Unsupported("only a file can be opened")
+        if record.flags & ro1.DAMAGED:
+            raise Corrupt(self.text_of(record))
+        extents, sums = self.extents_of(record, node)
+        if self._data is None:
+            return SummedExtents(self._device, record.size, extents, sums, self._sum)
+        if record.flags & ro1.SUMMED and self._summed is not None:
+            # Without an extent the file is empty, or its archive has none of its bytes.
+            at = int(extents[0, 2]) if len(extents) else 0
+            return self._summed(self._data, record.size, at, record.check)
+        return ExtentContent(self._data, record.size, extents)
+
+    def extents_of(self, record: Any, node: int) -> tuple[Extents, np.ndarray[Any, Any]]:
+        """A file's extents, and the numbers of their first checksums."""
+        table = self.superblock.extents
+        if record.first + record.count > table.count:
+            raise Corrupt(f"node {node} has extents behind the end of their table")
+        at = table.start + record.first * RO1_EXTENT.size
+        raw = self.view[at : at + record.count * RO1_EXTENT.size]
+        bad = RO1_EXTENT.unsealed(raw)
+        if len(bad):
+            where = at + int(bad[0]) * RO1_EXTENT.size
+            raise Corrupt(f"an extent of node {node} at offset {where} has a wrong checksum")
+        rows = RO1_EXTENT.table(raw)
+        # Forged numbers of 64 bits turn negative here, which `ExtentContent` refuses.
+        columns = [rows[name].astype(np.int64) for name in ("fileOffset", "length", "source")]
+        return np.stack(columns, axis=1), rows["firstSum"].astype(np.int64)
+
+    def _sum(self, number: int) -> int:
+        sums = self.superblock.sums
+        if number >= sums.count:
+            raise Corrupt(f"checksum {number} is not there")
+        at = sums.start + number * SUM_BYTES
+        return int.from_bytes(self.view[at : at + SUM_BYTES], "little")
+
+    # The image as a whole ------------------------------------------------------------------------
+
+    @property
+    def label(self) -> str:
+        """The label of the image.  Raises `Corrupt`."""
+        raw = self._text(0, self.superblock.label_bytes, self.superblock.label_sum, "the label")
+        return _decoded(raw, "the label", self.superblock.heap.start)
+
+    def usage(self) -> Usage:
+        size = self.superblock.source_bytes or self.superblock.image_bytes
+        return Usage(
+            total_bytes=size,
+            used_bytes=size,
+            total_nodes=self._node_count,
+            used_nodes=self._node_count,
+            label=self.label,
+        )
+
+    def spans(self) -> Sequence[Span]:
+        """The superblocks and tables, in the order of their places."""
+        blocks = [
+            Span(f"superblock {slot}", lba * BLOCK_BYTES, BLOCK_BYTES, 1)
+            for slot, lba in enumerate(ro1.SUPERBLOCK_LBAS)
+        ]
+        found = [*blocks, *(span for span in self.superblock.spans if span.length)]
+        return sorted(found, key=lambda span: span.start)
+
+    def regions(self) -> Iterator[Region]:
+        kinds = {"data": "data"}
+        for span in self.spans():
+            kind = "superblock" if span.name.startswith("superblock") else "table"
+            yield Region(span.start, span.length, kinds.get(span.name, kind), span.name)
+        end = self.superblock.image_bytes
+        if end < self._device.size():
+            yield Region(end, self._device.size() - end, "unused", "behind the image")
+
+    def verify(self) -> Iterator[Finding]:
+        from capstore.images.ro1_verify import verify
+
+        return verify(self, self._device)
+
+    def describe(self) -> dict[str, Any]:
+        superblock = self.superblock
+        return {
+            "format": "CAPOSRO1",
+            "version": ro1.VERSION,
+            "features": superblock.features,
+            "generation": superblock.generation,
+            "imageId": f"{superblock.image_id:032x}",
+            "label": self.label,
+            "built": superblock.built,
+            "imageBytes": superblock.image_bytes,
+            "tables": {
+                span.name: {"offset": span.start, "bytes": span.length, "records": span.count}
+                for span in superblock.spans
+            },
+        }
+
+    def close(self) -> None:
+        self._view = None
+        self._device.close()
+        if self._data is not None:
+            self._data.close()
+
+
+class SummedExtents(ExtentContent):
+    """Extents whose bytes have a checksum for each `CHUNK_BYTES`; reads what it needs to check."""
+
+    def __init__(
+        self,
+        device: BlockDevice,
+        size: int,
+        extents: Extents,
+        first_sums: np.ndarray[Any, Any],
+        sum_of: Callable[[int], int],
+    ) -> None:
+        super().__init__(device, size, extents)
+        self._first_sums = first_sums
+        self._sum_of = sum_of
+        # The chunk that was read last, and its number: reads come one after another.
+        self._last: tuple[int, bytes] = (-1, b"")
+        self._lock = threading.Lock()
+
+    def read_into(self, offset: int, view: memoryview) -> int:
+        got = self._read(offset, view, self._wait)
+        assert got is not None  # noqa: S101 - waiting brings every chunk
+        return got
+
+    def read_now(self, offset: int, view: memoryview) -> int | None:
+        return self._read(offset, view, self._at_once)
+
+    def _wait(self, at: int, length: int) -> bytes | None:
+        return self._device.read(at, length)
+
+    def _at_once(self, at: int, length: int) -> bytes | None:
+        buffer = bytearray(length)
+        return bytes(buffer) if self._device.read_now(at, memoryview(buffer)) else None
+
+    def _read(
+        self, offset: int, view: memoryview, fetch: Callable[[int, int], bytes | None]
+    ) -> int | None:
+        got = self._clip(offset, view)
+        for at, source, length in self._pieces(offset, got):
+            if source < 0:
+                view[at : at + length] = bytes(length)
+            elif not self._fill(view[at : at + length], source, offset + at, fetch):
+                return None
+        return got
+
+    def _fill(
+        self,
+        view: memoryview,
+        source: int,
+        file_offset: int,
+        fetch: Callable[[int, int], bytes | None],
+    ) -> bool:
+        """Fills `view` with what lies at `source` in one extent."""
+        row = int(np.searchsorted(self._ends, file_offset, side="right"))
+        start = int(self._extents[row, 2])
+        inside, done = source - start, 0
+        while done < len(view):
+            number, skip = divmod(inside + done, CHUNK_BYTES)
+            chunk = self._chunk(row, number, fetch)
+            if chunk is None:
+                return False
+            piece = memoryview(chunk)[skip : skip + len(view) - done]
+            view[done : done + len(piece)] = piece
+            done += len(piece)
+        return True
+
+    def _chunk(
+        self, row: int, number: int, fetch: Callable[[int, int], bytes | None]
+    ) -> bytes | None:
+        """The chunk `number` of extent `row`, checked; None if it is not there at once."""
+        sum_number = int(self._first_sums[row]) + number
+        with self._lock:
+            last, data = self._last
+        if last == sum_number:
+            return data
+        at = int(self._extents[row, 2]) + number * CHUNK_BYTES
+        length = min(CHUNK_BYTES, int(self._extents[row, 1]) - number * CHUNK_BYTES)
+        chunk = fetch(at, length)
+        if chunk is None:
+            return None
+        if crc32c(chunk) != self._sum_of(sum_number):
+            raise Corrupt(f"data at offset {at} has a wrong checksum")
+        with self._lock:
+            self._last = (sum_number, chunk)
+        return chunk
+
+
+def _checked_node(record: Any, number: int, at: int) -> Any:
+    if record.kind not in ro1.KINDS or record.provenance not in ro1.PROVENANCES:
+        raise Corrupt(f"node {number} at offset {at} is of no known kind")
+    return record
+
+
+def _stat_of(record: Any, number: int) -> Stat:
+    recorded = ro1.PROVENANCES[record.provenance]
+    return Stat(
+        kind=ro1.KINDS[record.kind],
+        size=0 if record.kind == _DIRECTORY else record.size,
+        node_id=number,
+        version=_VERSION,
+        created=0 if recorded is Provenance.UNKNOWN else record.created,
+        modified=0 if recorded is Provenance.UNKNOWN else record.modified,
+        provenance=recorded,
+        executable=bool(record.flags & ro1.EXECUTABLE),
+        link_count=record.links,
+    )
+
+
+def _checked_name(raw: bytes, number: int) -> str:
+    try:
+        return check_name(raw.decode())
+    except (UnicodeDecodeError, InvalidName):
+        raise Corrupt(f"entry {number} has no valid name") from None
+
+
+def _decoded(raw: bytes, what: str, at: int) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise Corrupt(f"{what} at offset {at} is no UTF-8") from None
+
+
+def _encoded(name: str) -> bytes:
+    try:
+        return name.encode()
+    except UnicodeEncodeError:
+        raise InvalidName("a name is valid UTF-8") from None

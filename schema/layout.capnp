@@ -1,0 +1,114 @@
+# What is on disk: every fixed-size record of capstore's own formats.
+#
+# A record is the data section of a struct without pointers, as Cap'n Proto lays it out: little-
+# endian, each field at a multiple of its width.  capstore.images.records reads offsets and widths
+# from the compiled schema; no other place names them.  docs/spec/ says what the fields mean, and a
+# test holds its byte tables against this file.
+#
+# Rules of every record.  The last four bytes are the field `crc`: CRC32C (Castagnoli) of all bytes
+#   before it.  Fields called `reserved` are zero when written and ignored when read.  A field is
+#   never moved or given a new meaning: a format that needs that gets a new version.
+
+@0xb3c1d8a6f2e94705;
+
+using Wire = import "capstore.capnp";
+
+const blockBytes :UInt32 = 512;
+
+# CAPOSRO1, docs/spec/caposro1.md ------------------------------------------------------------------
+
+const ro1Magic :UInt64 = 0x314f52534f504143;         # "CAPOSRO1"
+const ro1Version :UInt32 = 1;
+
+# Bits of `Ro1Superblock.features`: an image with one that is not known is refused.
+const ro1ExternalData :UInt64 = 1;
+
+# Bits of `Ro1Node.flags`.
+const ro1Executable :UInt16 = 1;
+const ro1Damaged :UInt16 = 2;
+const ro1Summed :UInt16 = 4;
+
+struct Ro1Superblock {
+  magic @0 :UInt64;
+  features @1 :UInt64;
+  generation @2 :UInt64;
+  imageIdLow @3 :UInt64;
+  imageIdHigh @4 :UInt64;
+  imageBlocks @5 :UInt64;
+  built @6 :Int64;
+  dataLba @7 :UInt64;
+  dataBlocks @8 :UInt64;
+  nodesLba @9 :UInt64;
+  nodeCount @10 :UInt64;
+  entriesLba @11 :UInt64;
+  entryCount @12 :UInt64;
+  extentsLba @13 :UInt64;
+  extentCount @14 :UInt64;
+  sumsLba @15 :UInt64;
+  sumCount @16 :UInt64;
+  heapLba @17 :UInt64;
+  heapBytes @18 :UInt64;
+  sourceBytes @19 :UInt64;
+  version @20 :UInt32;
+  labelBytes @21 :UInt32;
+  labelSum @22 :UInt32;
+  crc @23 :UInt32;
+}
+
+struct Ro1Node {
+  kind @0 :Wire.NodeKind;
+  flags @1 :UInt16;
+  provenance @2 :Wire.Provenance;
+  reserved @3 :UInt16;
+  links @4 :UInt32;
+  count @5 :UInt32;
+  size @6 :UInt64;
+  created @7 :Int64;
+  modified @8 :Int64;
+  first @9 :UInt64;
+  parent @10 :UInt32;
+  reserved2 @11 :UInt32;
+  check @12 :UInt32;
+  crc @13 :UInt32;
+}
+
+struct Ro1Entry {
+  nameAt @0 :UInt64;
+  node @1 :UInt32;
+  directory @2 :UInt32;
+  nameSum @3 :UInt32;
+  nameBytes @4 :UInt16;
+  reserved @5 :UInt16;
+  prefix @6 :UInt32;
+  crc @7 :UInt32;
+}
+
+struct Ro1Extent {
+  fileOffset @0 :UInt64;
+  length @1 :UInt64;
+  source @2 :UInt64;
+  firstSum @3 :UInt32;
+  crc @4 :UInt32;
+}
+
+# The index of an archive, docs/spec/index.md ------------------------------------------------------
+
+const indexMagic :UInt64 = 0x315849534f504143;       # "CAPOSIX1"
+const indexVersion :UInt32 = 1;
+
+struct IndexHeader {
+  magic @0 :UInt64;
+  sourceBytes @1 :UInt64;
+  sourceModified @2 :Int64;
+  headHash0 @3 :UInt64;
+  headHash1 @4 :UInt64;
+  headHash2 @5 :UInt64;
+  headHash3 @6 :UInt64;
+  tableBlocks @7 :UInt64;
+  findingsBytes @8 :UInt64;
+  pointsBytes @9 :UInt64;
+  findingsSum @10 :UInt32;
+  pointsSum @11 :UInt32;
+  version @12 :UInt32;
+  crc @13 :UInt32;
+}
