@@ -110,7 +110,11 @@ class Ro1Tree(ImageTree):
 
     def raw_name(self, record: Any) -> bytes:
         """The bytes of an entry's name.  Raises `Corrupt`."""
-        return self._text(record.nameAt, record.nameBytes, record.nameSum, "the name")
+        raw = self._text(record.nameAt, record.nameBytes, record.nameSum, "the name")
+        if prefix_of(raw) != record.prefix:
+            at = self.superblock.heap.start + record.nameAt
+            raise Corrupt(f"the name at offset {at} is not what its entry says")
+        return raw
 
     def text_of(self, record: Any) -> str:
         """The target of a symbolic link, or what is wrong with a damaged file."""
@@ -248,6 +252,10 @@ class Ro1Tree(ImageTree):
             raise Corrupt(f"checksum {number} is not there")
         at = sums.start + number * SUM_BYTES
         return int.from_bytes(self.view[at : at + SUM_BYTES], "little")
+
+    def mark(self, node: int) -> bytes:
+        self.node(node)
+        return self.superblock.image_id.to_bytes(16, "big")
 
     # The image as a whole ------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ Invariants that every format keeps, and the contract suite checks through the ba
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from capstore.schema.nodes import Entry, Page, Stat, Usage
 
 # Rows of (offset in the file, length, offset in the device), in bytes, ascending and disjoint.
 Extents = npt.NDArray[np.int64]
+
+
+_SIZE_MAX = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,11 @@ class ExtentContent(Content):
         self._ends = extents[:, 0] + extents[:, 1]
         self._extents = extents
 
+    @property
+    def extents(self) -> Extents:
+        """What of the file is stored; the rest is holes."""
+        return self._extents
+
     def read_into(self, offset: int, view: memoryview) -> int:
         got = self._clip(offset, view)
         for at, source, length in self._pieces(offset, got):
@@ -126,6 +135,8 @@ class ExtentContent(Content):
 
 
 def _check_extents(extents: Extents, size: int, device_size: int) -> None:
+    if not 0 <= size <= _SIZE_MAX:
+        raise Corrupt("the file is longer than any file can be")
     if not len(extents):
         return
     starts, lengths, sources = extents[:, 0], extents[:, 1], extents[:, 2]
@@ -173,6 +184,15 @@ class ImageTree(ABC):
     def waits(self, directory: int) -> bool:
         """Whether looking in this directory, or at what is in it, may wait for the device."""
         return False
+
+    def content_waits(self, node: int) -> bool:
+        """Whether `content` of this node may wait for the device, or take long."""
+        return False
+
+    def mark(self, node: int) -> bytes:
+        """A word that is another one when the id was given to another node, which happens when
+        the image is replaced while it is not open."""
+        return hashlib.sha256(repr(self.stat(node)).encode()).digest()[:16]
 
     @abstractmethod
     def usage(self) -> Usage:

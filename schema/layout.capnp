@@ -100,15 +100,15 @@ struct IndexHeader {
   magic @0 :UInt64;
   sourceBytes @1 :UInt64;
   sourceModified @2 :Int64;
-  headHash0 @3 :UInt64;
-  headHash1 @4 :UInt64;
-  headHash2 @5 :UInt64;
-  headHash3 @6 :UInt64;
+  sourceHash0 @3 :UInt64;
+  sourceHash1 @4 :UInt64;
+  sourceHash2 @5 :UInt64;
+  sourceHash3 @6 :UInt64;
   tableBlocks @7 :UInt64;
-  findingsBytes @8 :UInt64;
+  factsBytes @8 :UInt64;
   pointsBytes @9 :UInt64;
-  findingsSum @10 :UInt32;
-  pointsSum @11 :UInt32;
-  version @12 :UInt32;
+  bodySum @10 :UInt32;
+  version @11 :UInt32;
+  reserved @12 :UInt32;
   crc @13 :UInt32;
 }

@@ -1,0 +1,364 @@
+"""CAPOSRO1: what goes in comes out, the same bytes each time, and no damage goes unnoticed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capstore.images import ro1
+from capstore.images.builder import Facts
+from capstore.images.devices import MemoryDevice
+from capstore.images.records import BLOCK_BYTES, RO1_ENTRY, RO1_EXTENT, RO1_NODE, Record
+from capstore.images.ro1_build import Ro1Builder
+from capstore.images.ro1_tree import Ro1Tree
+from capstore.schema.errors import (
+    AlreadyExists,
+    Closed,
+    Corrupt,
+    InvalidArgument,
+    InvalidName,
+    IsDirectory,
+    NotDirectory,
+    NotFound,
+    StorageError,
+    Unsupported,
+)
+from capstore.schema.nodes import NodeKind, Provenance
+from tests.images.trees import (
+    TREES,
+    File,
+    Folder,
+    Hard,
+    Link,
+    push,
+    read_all,
+    shown,
+    without_hard_links,
+)
+
+SMALL = Folder(
+    {
+        "dir": Folder({"deep": Folder({"file": File(b"x" * 70_000)}), "same": Hard(("a",))}),
+        "a": File(b"hello", Facts(5, 3, Provenance.TAR_HEADER, executable=True)),
+        "link": Link("dir/deep"),
+        "sparse": File(bytes(70_000) + b"end" + bytes(200_000)),
+    },
+    Facts(9, 0, Provenance.WALL_CLOCK),
+)
+
+
+def image_of(tree: Folder, *, label: str = "", built: int = 0) -> bytes:
+    device = MemoryDevice()
+    push(Ro1Builder(device, label=label, built=built), tree)
+    return device.read(0, device.size())
+
+
+def opened(image: bytes) -> Ro1Tree:
+    return Ro1Tree(MemoryDevice(image, read_only=True), memoryview(image))
+
+
+@given(TREES)
+@settings(max_examples=60, deadline=None)
+def test_what_goes_in_comes_out(tree: Folder) -> None:
+    image = image_of(tree)
+    found = opened(image)
+    assert shown(found) == tree
+    assert list(found.verify()) == []
+    assert image_of(tree) == image
+
+
+def test_hard_links_are_names_of_one_node() -> None:
+    tree = opened(image_of(SMALL))
+    assert shown(tree) == without_hard_links(SMALL)
+    first = tree.lookup(tree.root, "a").stat
+    second = tree.lookup(tree.lookup(tree.root, "dir").stat.node_id, "same").stat
+    assert first == second
+    assert first.link_count == 2
+
+
+def test_zeros_take_no_room() -> None:
+    image = image_of(Folder({"f": File(bytes(10**7) + b"x" + bytes(10**7))}))
+    assert len(image) < 80_000
+    tree = opened(image)
+    content = tree.content(tree.lookup(0, "f").stat.node_id)
+    assert read_all(content) == bytes(10**7) + b"x" + bytes(10**7)
+
+
+@given(st.integers(0, 400_000), st.integers(1, 200_000))
+@settings(max_examples=60, deadline=None)
+def test_any_part_of_a_file_is_read(offset: int, length: int) -> None:
+    data = bytes(range(256)) * 300 + bytes(131_072) + b"tail" * 20_000
+    tree = opened(_PARTS.setdefault("image", image_of(Folder({"f": File(data)}))))
+    content = tree.content(1)
+    for read in (content.read_into, content.read_now):
+        view = memoryview(bytearray(length))
+        got = read(offset, view)
+        assert got is not None
+        assert bytes(view[:got]) == data[offset : offset + length]
+
+
+_PARTS: dict[str, bytes] = {}
+
+
+def test_label_and_time_of_building_are_kept() -> None:
+    tree = opened(image_of(SMALL, label="größe", built=77))
+    assert tree.usage().label == "größe"
+    assert tree.describe()["built"] == 77
+    with pytest.raises(InvalidArgument):
+        Ro1Builder(MemoryDevice(), label="x" * 256)
+
+
+def test_regions_are_in_order_and_cover_what_is_used() -> None:
+    image = image_of(SMALL) + bytes(5 * BLOCK_BYTES)
+    regions = list(opened(image).regions())
+    assert [region.kind for region in regions[:3]] == ["superblock", "superblock", "data"]
+    assert regions[-1].kind == "unused"
+    assert regions[-1].start + regions[-1].length == len(image)
+    for before, after in pairwise(regions):
+        assert before.start + before.length <= after.start < len(image)
+
+
+def test_wrong_questions_have_their_errors() -> None:
+    tree = opened(image_of(SMALL))
+    link = tree.lookup(0, "link").stat.node_id
+    with pytest.raises(NotFound):
+        tree.lookup(0, "nothing")
+    with pytest.raises(InvalidName):
+        tree.lookup(0, "dir/deep")
+    with pytest.raises(NotDirectory):
+        tree.list(link, "", 10)
+    with pytest.raises(IsDirectory):
+        tree.content(0)
+    with pytest.raises(Unsupported):
+        tree.content(link)
+    with pytest.raises(NotFound):
+        tree.stat(1000)
+    tree.close()
+    with pytest.raises(Closed):
+        tree.stat(0)
+
+
+# Building ----------------------------------------------------------------------------------------
+
+
+def test_wrong_calls_of_the_builder_are_refused() -> None:
+    builder = Ro1Builder(MemoryDevice())
+    builder.directory((), Facts())
+    with pytest.raises(InvalidName):
+        builder.directory(("..",), Facts())
+    with pytest.raises(NotFound):
+        builder.symlink(("no", "where"), Facts(), "x")
+    builder.begin_file(("f",), Facts(), 3)
+    builder.write(b"four")
+    with pytest.raises(InvalidArgument):
+        builder.end_file()
+    builder.directory(("d",), Facts())
+    with pytest.raises(AlreadyExists):
+        builder.directory(("d",), Facts())
+    with pytest.raises(InvalidArgument):
+        builder.link(("e",), ("d",))
+
+
+def test_an_image_that_was_not_finished_is_none() -> None:
+    device = MemoryDevice()
+    builder = Ro1Builder(device)
+    builder.directory((), Facts())
+    builder.begin_file(("f",), Facts(), 10**7)
+    builder.write(b"x" * 10**7)
+    builder.end_file()
+    with pytest.raises(Corrupt):
+        opened(device.read(0, device.size()))
+
+
+# Damage ------------------------------------------------------------------------------------------
+
+
+def harmless(image: bytes, expected: Folder) -> None:
+    """Reads all that can be read: a listed error or a correct answer, nothing else."""
+    try:
+        tree = opened(image)
+    except StorageError:
+        return
+    _harmless_directory(tree, tree.root, expected)
+    for finding in tree.verify():
+        assert finding.message
+
+
+def _harmless_directory(tree: Ro1Tree, number: int, expected: Folder) -> None:
+    for name, node in expected.entries.items():
+        try:
+            entry = tree.lookup(number, name)
+            stat = tree.stat(entry.stat.node_id)
+            if stat.kind is NodeKind.DIRECTORY:
+                assert isinstance(node, Folder)
+                _harmless_directory(tree, entry.stat.node_id, node)
+            elif isinstance(node, Link):
+                assert entry.target == node.target
+            else:
+                assert isinstance(node, File)
+                assert read_all(tree.content(entry.stat.node_id)) == node.content
+        except StorageError:
+            continue
+    try:
+        page = tree.list(number, "", 100)
+    except StorageError:
+        return
+    assert [entry.name for entry in page.entries] == sorted(expected.entries)
+
+
+TINY = Folder(
+    {"d": Folder({"f": File(b"inside", Facts(executable=True))}), "e": File(b"e"), "l": Link("d/f")}
+)
+
+
+def test_every_flipped_bit_is_noticed_or_does_not_matter() -> None:
+    image = image_of(TINY, label="tiny")
+    used = set[int]()
+    for span in opened(image).spans():
+        used.update(range(span.start, span.start + min(span.length, 400)))
+    for at in range(len(image)):
+        # In what only fills blocks, one bit of each byte will do.
+        for bit in range(8) if at in used else (at % 8,):
+            flipped = bytearray(image)
+            flipped[at] ^= 1 << bit
+            harmless(bytes(flipped), TINY)
+
+
+def test_every_flipped_bit_of_a_record_or_of_data_is_a_finding() -> None:
+    image = image_of(TINY, label="tiny")
+    spans = [span for span in opened(image).spans() if span.name != "data"]
+    data = image.index(b"inside")
+    places = [range(span.start, span.start + span.length) for span in spans]
+    places = [range(slot.start, slot.start + 176) for slot in places[:2]] + places[2:]
+    for place in [*places, range(data, data + 6)]:
+        for at in place:
+            flipped = bytearray(image)
+            flipped[at] ^= 1 << at % 8
+            assert list(opened(bytes(flipped)).verify()), at
+
+
+def test_every_truncation_is_noticed() -> None:
+    image = image_of(TINY)
+    for length in range(len(image)):
+        with pytest.raises(Corrupt):
+            opened(image[:length])
+
+
+def test_damage_leaves_the_rest_readable() -> None:
+    image = bytearray(image_of(SMALL))
+    image[image.index(b"xxxx")] ^= 1
+    tree = opened(bytes(image))
+    deep = tree.lookup(tree.lookup(0, "dir").stat.node_id, "deep").stat.node_id
+    content = tree.content(tree.lookup(deep, "file").stat.node_id)
+    with pytest.raises(Corrupt, match="data at offset"):
+        read_all(content)
+    assert read_all(tree.content(tree.lookup(0, "a").stat.node_id)) == b"hello"
+    assert len(list(tree.verify())) == 1
+
+
+def test_one_of_two_superblocks_is_enough() -> None:
+    image = bytearray(image_of(TINY))
+    image[20] ^= 1
+    tree = opened(bytes(image))
+    assert shown(tree) == TINY
+    assert [finding.where for finding in tree.verify()] == ["superblock 0"]
+
+
+# Forgery: images whose seals fit and whose numbers lie --------------------------------------------
+
+
+class Forger:
+    """Changes records of an image and seals them again."""
+
+    def __init__(self, image: bytes) -> None:
+        self.image = bytearray(image)
+        self.tree = opened(image)
+
+    def set(self, record: Record, table: str, number: int, **values: int) -> Forger:
+        start = getattr(self.tree.superblock, table).start + number * record.size
+        old = record.unpack(self.image[start : start + record.size], "it")._asdict()
+        old.pop("crc")
+        self.image[start : start + record.size] = record.pack(**(old | values))
+        return self
+
+    def set_superblock(self, **values: Any) -> Forger:
+        record = ro1.RO1_SUPERBLOCK
+        for lba in ro1.SUPERBLOCK_LBAS:
+            at = lba * BLOCK_BYTES
+            old = record.unpack(self.image[at : at + record.size], "it")._asdict()
+            old.pop("crc")
+            self.image[at : at + record.size] = record.pack(**(old | values))
+        return self
+
+
+HUGE = 2**63 + 5
+# Nodes of TINY: 0 root, 1 d, 2 e, 3 l, 4 f.  Entries: 0 d, 1 e, 2 l, 3 f.
+FORGERIES: dict[str, Callable[[Forger], object]] = {
+    "a directory inside of itself": lambda f: f.set(RO1_ENTRY, "entries", 3, node=1),
+    "the root below itself": lambda f: f.set(RO1_ENTRY, "entries", 3, node=0),
+    "a node that is not there": lambda f: f.set(RO1_ENTRY, "entries", 0, node=999),
+    "entries of another directory": lambda f: f.set(RO1_NODE, "nodes", 1, first=0),
+    "more entries than there are": lambda f: f.set(RO1_NODE, "nodes", 1, count=2**32 - 1),
+    "entries from nowhere": lambda f: f.set(RO1_NODE, "nodes", 1, first=HUGE),
+    "an unknown kind": lambda f: f.set(RO1_NODE, "nodes", 1, kind=9),
+    "an unknown provenance": lambda f: f.set(RO1_NODE, "nodes", 2, provenance=99),
+    "a huge size": lambda f: f.set(RO1_NODE, "nodes", 2, size=HUGE),
+    "extents from nowhere": lambda f: f.set(RO1_NODE, "nodes", 2, first=HUGE),
+    "more extents than there are": lambda f: f.set(RO1_NODE, "nodes", 2, count=2**32 - 1),
+    "a target from nowhere": lambda f: f.set(RO1_NODE, "nodes", 3, first=HUGE),
+    "a target that is long": lambda f: f.set(RO1_NODE, "nodes", 3, count=2**32 - 1),
+    "an extent outside": lambda f: f.set(RO1_EXTENT, "extents", 0, source=HUGE),
+    "an extent behind the end": lambda f: f.set(RO1_EXTENT, "extents", 0, source=2**62),
+    "an extent of negative length": lambda f: f.set(RO1_EXTENT, "extents", 0, length=2**64 - 1),
+    "an extent behind its file": lambda f: f.set(RO1_EXTENT, "extents", 0, fileOffset=5),
+    "a sum that is not there": lambda f: f.set(RO1_EXTENT, "extents", 0, firstSum=2**32 - 1),
+    "a name from nowhere": lambda f: f.set(RO1_ENTRY, "entries", 0, nameAt=HUGE),
+    "a name with the wrong prefix": lambda f: f.set(RO1_ENTRY, "entries", 0, prefix=0),
+    "names out of order": lambda f: f.set(RO1_ENTRY, "entries", 0, nameAt=2, nameSum=0x55555555),
+}
+SUPERBLOCKS: dict[str, dict[str, int]] = {
+    "no root": {"nodeCount": 0},
+    "tables behind the end": {"nodesLba": 2**60},
+    "a table longer than the image": {"entryCount": 2**40},
+    "tables on top of each other": {"heapLba": 4},
+    "tables on the superblock": {"heapLba": 0},
+    "a longer image": {"imageBlocks": 2**50},
+    "a long label": {"labelBytes": 2**32 - 1},
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forged_records_are_harmless(name: str) -> None:
+    forger = Forger(image_of(TINY))
+    FORGERIES[name](forger)
+    image = bytes(forger.image)
+    tree = opened(image)
+    assert list(tree.verify())
+    with pytest.raises(Corrupt):
+        shown(tree)
+    harmless(image, TINY)
+
+
+@pytest.mark.parametrize("name", SUPERBLOCKS)
+def test_forged_superblocks_are_refused(name: str) -> None:
+    forger = Forger(image_of(TINY)).set_superblock(**SUPERBLOCKS[name])
+    with pytest.raises(Corrupt, match="superblock"):
+        opened(bytes(forger.image))
+
+
+@pytest.mark.parametrize("values", [{"version": 2}, {"version": 0}, {"features": 2}])
+def test_what_is_newer_is_refused(values: dict[str, int]) -> None:
+    forger = Forger(image_of(TINY)).set_superblock(**values)
+    with pytest.raises(Unsupported, match="not known"):
+        opened(bytes(forger.image))
+
+
+def test_an_index_is_no_image_by_itself() -> None:
+    forger = Forger(image_of(TINY)).set_superblock(features=ro1.EXTERNAL_DATA)
+    with pytest.raises(Unsupported):
+        opened(bytes(forger.image))
