@@ -10,10 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from capstore.backers.hostdir import HostVolume
+from capstore.backers.image import ImageVolume
 from capstore.backers.memory import MemoryVolume
 from capstore.backers.node import Volume
+from capstore.images.formats import FORMATS, open_image
 from capstore.schema.errors import InvalidArgument
 from capstore.schema.limits import (
     MEMORY_FILE_BYTES_MAX,
@@ -69,7 +72,7 @@ def _split(rest: str) -> list[str]:
     return [re.sub(r"\\(.)", r"\1", part) for part in parts]
 
 
-async def _open_memory(spec: Spec) -> Volume:
+async def _open_memory(spec: Spec, cache: Path | None) -> Volume:
     spec.check_options({"max-bytes", "max-file-bytes", "max-nodes"})
     return await MemoryVolume.open(
         file=spec.argument or None,
@@ -79,28 +82,55 @@ async def _open_memory(spec: Spec) -> Volume:
     )
 
 
-async def _open_dir(spec: Spec) -> Volume:
+async def _open_dir(spec: Spec, cache: Path | None) -> Volume:
     spec.check_options({"ro"})
     if not spec.argument:
         raise InvalidArgument("dir: needs a path")
     return await HostVolume.open(spec.argument, read_only=spec.flag("ro"))
 
 
-_OPENERS: dict[str, Callable[[Spec], Awaitable[Volume]]] = {
+async def _open_image(spec: Spec, cache: Path | None) -> Volume:
+    spec.check_options({"part"} if spec.scheme == "fat" else ())
+    if not spec.argument:
+        raise InvalidArgument(f"{spec.scheme}: needs a path")
+    part = spec.options.get("part")
+    if "part" in spec.options and (part is None or not re.fullmatch(r"[1-9][0-9]{0,3}", part)):
+        raise InvalidArgument('fat: the option "part" is the number of a partition: part=1')
+    return await ImageVolume.open(
+        lambda: open_image(
+            spec.argument, scheme=spec.scheme, part=int(part) if part else None, cache=cache
+        )
+    )
+
+
+async def _open_pyfs(spec: Spec, cache: Path | None) -> Volume:
+    # fs takes a third of a second to import.
+    from capstore.backers.pyfs import PyfsVolume
+
+    spec.check_options({"ro"})
+    if not spec.argument:
+        raise InvalidArgument("pyfs: needs the URL of a filesystem")
+    return await PyfsVolume.open(spec.argument, read_only=spec.flag("ro") or None)
+
+
+_OPENERS: dict[str, Callable[[Spec, Path | None], Awaitable[Volume]]] = {
     "memory": _open_memory,
     "dir": _open_dir,
+    **dict.fromkeys(FORMATS, _open_image),
+    "pyfs": _open_pyfs,
 }
 
 
-async def open_volume(text: str) -> Volume:
+async def open_volume(text: str, *, cache: Path | None = None) -> Volume:
     """Opens the volume that the specification `text` describes.
 
-    Raises `InvalidArgument` for a specification that makes no sense, `NotFound` for a path that
-    is not there, and what the backer raises.
+    Indices of archives are kept in the directory `cache`, if there is one, and made anew at each
+    opening otherwise.  Raises `InvalidArgument` for a specification that makes no sense, `NotFound`
+    for a path that is not there, and what the backer raises.
     """
     spec = Spec.parse(text)
     opener = _OPENERS.get(spec.scheme)
     if opener is None:
         known = ", ".join(f"{scheme}:" for scheme in _OPENERS)
         raise InvalidArgument(f'no backer is called "{spec.scheme}:" (there are: {known})')
-    return await opener(spec)
+    return await opener(spec, cache)

@@ -35,6 +35,8 @@ TICKETS_MAX: Final = 4096
 MEMORY_FILE_BYTES_MAX: Final = 16 * MIB
 MEMORY_TOTAL_BYTES_MAX: Final = 64 * MIB
 MEMORY_NODES_MAX: Final = 1_000_000
+INDEX_BYTES_MIN: Final = 64 * MIB
+INDEX_RATIO_MAX: Final = 64
 WINDOW_REQUESTS: Final = 8
 WINDOW_BYTES: Final = 256 * KIB
 
@@ -73,6 +75,8 @@ LIMITS: Final = (
     Limit("memoryFileBytes", MEMORY_FILE_BYTES_MAX, "bytes", "default for memory:, per file"),
     Limit("memoryTotalBytes", MEMORY_TOTAL_BYTES_MAX, "bytes", "default for memory:, in all"),
     Limit("memoryNodes", MEMORY_NODES_MAX, "nodes", "default for memory:"),
+    Limit("indexBytes", INDEX_BYTES_MIN, "bytes", "an archive's index may take, and besides"),
+    Limit("indexRatio", INDEX_RATIO_MAX, "bytes", "of index for each byte of the archive"),
     Limit("windowRequests", WINDOW_REQUESTS, "requests", "a client's transfers in flight"),
     Limit("windowBytes", WINDOW_BYTES, "bytes", "of one request of a client's transfer"),
 )

@@ -27,6 +27,11 @@ class LogLevel(StrEnum):
         "Volumes",
         "memory:[FILE]    in memory; FILE is where it is loaded from and saved to",
         "dir:PATH[,ro]    a directory of this machine",
+        "ro1:PATH         a CAPOSRO1 image",
+        "tar:PATH         a tar archive, also gz, bz2, xz and zst",
+        "cpio:PATH        a cpio archive, also compressed",
+        "fat:PATH[,part=N]  a FAT12, FAT16 or FAT32 image; partition N of a disk",
+        "pyfs:URL[,ro]    any PyFilesystem2 filesystem: zip://a.zip, ftp://...",
     )
     + block(
         "Examples",

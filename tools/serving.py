@@ -173,7 +173,7 @@ async def _serve(
         opening.callback(state.close)
         if not volumes:
             volumes = {"files": await in_worker(lambda: _own_files(options.state))}
-        served = await _opened(volumes, opening)
+        served = await _opened(volumes, options.state / "cache", opening)
         # From here on the service closes them.
         running = start(served, state, software=_software())
         opening.pop_all()
@@ -191,14 +191,18 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _opened(volumes: dict[str, str], opening: AsyncExitStack) -> dict[str, Volume]:
+async def _opened(
+    volumes: dict[str, str], cache: Path, opening: AsyncExitStack
+) -> dict[str, Volume]:
     """Opens volumes by name; `opening` closes those that are open if another one fails."""
     served = {}
     for name, spec in volumes.items():
         try:
-            served[name] = await open_volume(spec)
+            served[name] = await open_volume(spec, cache=cache)
         except StorageError as error:
-            where = f'volume "{name}" ({spec})'
+            # A URL may hold a password.
+            shown = spec if Spec.parse(spec).scheme != "pyfs" else "pyfs:..."
+            where = f'volume "{name}" ({shown})'
             raise StorageError.of(error.code, f"{where}: {error.message}") from error
         opening.push_async_callback(served[name].close)
         log.info("volume %s is open", name)

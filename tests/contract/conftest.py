@@ -11,8 +11,9 @@ from capstore.backers.node import DirectoryNode
 from tests.contract.harness import HARNESSES, READERS, Harness, Link, Tree
 
 # Registers what is served over a connection; absent where only the backers are installed.
-if importlib.util.find_spec("tests.contract.rpc"):
-    importlib.import_module("tests.contract.rpc")
+for _module in ("images", "pyfs", "rpc"):
+    if importlib.util.find_spec(f"tests.contract.{_module}"):
+        importlib.import_module(f"tests.contract.{_module}")
 
 READ_TREE: Tree = {
     "empty": {},
@@ -22,6 +23,13 @@ READ_TREE: Tree = {
     "nothing": b"",
     "out": Link("../../etc/passwd"),
 }
+
+
+def tree_of_reader(reader: Harness) -> Tree:
+    """What `reader` shows: `READ_TREE`, as far as its format can hold it."""
+    if reader.symlinks:
+        return READ_TREE
+    return {name: what for name, what in READ_TREE.items() if not isinstance(what, Link)}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

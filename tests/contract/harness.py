@@ -44,6 +44,8 @@ class Harness:
     hard_links: bool = True
     created_times: bool = True
     executable: bool = True
+    # Without, a reader's tree has no symbolic links.
+    symlinks: bool = True
     # Returns when nothing that was cancelled is under way: at once, but where a connection lies
     # between the caller, whose cancellation does not wait, and the node.
     settled: Callable[[], Awaitable[None]] = _at_once

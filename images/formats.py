@@ -1,0 +1,124 @@
+"""The formats that images are read in, and telling which one a file has.
+
+Invariants: what is typed decides where it says a format; what a file begins with decides where it
+does not.  A tree owns the devices under it: closing it closes them, and nothing stays open when
+opening fails.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from capstore.images import ro1
+from capstore.images.archive import open_archive
+from capstore.images.compressed import detect, first_bytes
+from capstore.images.cpio_header import MAGICS as CPIO_MAGICS
+from capstore.images.device import BlockDevice
+from capstore.images.devices import FileDevice, MappedDevice
+from capstore.images.fat import open_fat
+from capstore.images.records import BLOCK_BYTES
+from capstore.images.ro1_tree import Ro1Tree
+from capstore.images.tar_header import ZERO_BLOCK, parse_header
+from capstore.images.tree import ImageTree
+from capstore.schema.errors import InvalidArgument, Unsupported
+
+_HEAD_BYTES: Final = 1024
+# What a boot sector and a partition table end with.
+_BOOT_SIGNATURE: Final = b"\x55\xaa"
+
+FORMATS: Final = ("ro1", "tar", "cpio", "fat")
+
+
+def open_image(
+    path: str | os.PathLike[str],
+    *,
+    scheme: str | None = None,
+    part: int | None = None,
+    cache: Path | None = None,
+) -> ImageTree:
+    """Opens the image `path`, of the format `scheme` or of the one it looks like.
+
+    `part` is the number of a partition (FAT only), `cache` a directory for indices of archives.
+    Raises `Unsupported` for what looks like none, `Corrupt` for what is none of its format, and
+    what opening the file raises.
+    """
+    kind = scheme or format_of(path)
+    if kind not in FORMATS:
+        raise InvalidArgument(f'"{kind}" is no format of images')
+    if part is not None and kind != "fat":
+        raise InvalidArgument("only disks with FAT have partitions to name")
+    if kind == "ro1":
+        return _open_ro1(path)
+    if kind == "fat":
+        return _owned(FileDevice.open(path, writable=False), lambda device: open_fat(device, part))
+    return open_archive(path, kind, cache=cache)
+
+
+def _open_ro1(path: str | os.PathLike[str]) -> ImageTree:
+    device = MappedDevice.open(path)
+    return _owned(device, lambda _: Ro1Tree(device, device.view))
+
+
+def _owned(device: BlockDevice, opener: Callable[[BlockDevice], ImageTree]) -> ImageTree:
+    """What `opener` makes of `device`, which is closed if that fails."""
+    try:
+        return opener(device)
+    except BaseException:
+        device.close()
+        raise
+
+
+def format_of(path: str | os.PathLike[str]) -> str:
+    """What the file begins like: one of `FORMATS`.
+
+    Raises `Unsupported` for what is none of them, and what opening and reading the file raises.
+    """
+    device = FileDevice.open(path, writable=False)
+    try:
+        head = _head_of(device)
+    finally:
+        device.close()
+    for name, looks_like in _SNIFFERS.items():
+        if looks_like(head):
+            return name
+    raise Unsupported("this is no image of a known format")
+
+
+def _head_of(device: BlockDevice) -> bytes:
+    """The first bytes of what is on the device, decompressed."""
+    head = device.read(0, min(_HEAD_BYTES, device.size()))
+    compression = detect(head)
+    return first_bytes(device, _HEAD_BYTES) if compression else head
+
+
+def _is_ro1(head: bytes) -> bool:
+    magic = ro1.MAGIC.to_bytes(8, "little")
+    # Either superblock will do.
+    return magic in (head[:8], head[BLOCK_BYTES : BLOCK_BYTES + 8])
+
+
+def _is_tar(head: bytes) -> bool:
+    block = head[: len(ZERO_BLOCK)]
+    if block == ZERO_BLOCK:
+        # An archive of nothing is two zero blocks.
+        return head[: 2 * len(ZERO_BLOCK)] == 2 * ZERO_BLOCK
+    return len(block) == len(ZERO_BLOCK) and parse_header(block) is not None
+
+
+def _is_cpio(head: bytes) -> bool:
+    return head.startswith(CPIO_MAGICS)
+
+
+def _is_fat(head: bytes) -> bool:
+    return head[BLOCK_BYTES - 2 : BLOCK_BYTES] == _BOOT_SIGNATURE
+
+
+_SNIFFERS: Final[dict[str, Callable[[bytes], bool]]] = {
+    "ro1": _is_ro1,
+    "cpio": _is_cpio,
+    "tar": _is_tar,
+    "fat": _is_fat,
+}
