@@ -59,7 +59,13 @@ def open_image(
 
 def _open_ro1(path: str | os.PathLike[str]) -> ImageTree:
     device = MappedDevice.open(path)
-    return _owned(device, lambda _: Ro1Tree(device, device.view))
+
+    def opened(_: BlockDevice) -> ImageTree:
+        # Before the mapping is handed on: whatever holds a part of it holds the file's lock.
+        ro1.read_superblock(device)
+        return Ro1Tree(device, device.view)
+
+    return _owned(device, opened)
 
 
 def _owned(device: BlockDevice, opener: Callable[[BlockDevice], ImageTree]) -> ImageTree:

@@ -128,11 +128,11 @@ class IndexBuilder:
         """The directory at `path`, made with all above it if it is not there."""
         if path == self._last[0]:
             return self._last[1]
+        # All names are checked before the first directory is made.
+        parts = (part for part in path.split(b"/") if part not in (b"", b"."))
+        names = [check_name(from_bytes(part)) for part in parts]
         at = ROOT
-        for part in path.split(b"/"):
-            if part in (b"", b"."):
-                continue
-            name = check_name(from_bytes(part))
+        for name in names:
             child = self.table.children[at].get(name)
             if child is None or not self.table.is_directory(child):
                 child = self.table.add(NodeKind.DIRECTORY)
