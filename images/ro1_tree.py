@@ -22,7 +22,7 @@ from capstore.images import ro1
 from capstore.images.checksums import crc32c
 from capstore.images.device import BlockDevice
 from capstore.images.nodetable import prefix_of
-from capstore.images.records import BLOCK_BYTES, RO1_ENTRY, RO1_EXTENT, RO1_NODE
+from capstore.images.records import BLOCK_BYTES, RO1_ENTRY, RO1_EXTENT, RO1_NODE, blocks_of
 from capstore.images.ro1 import CHUNK_BYTES, SUM_BYTES, Span
 from capstore.images.tree import Content, ExtentContent, Extents, Finding, ImageTree, Region
 from capstore.schema.errors import (
@@ -285,10 +285,11 @@ class Ro1Tree(ImageTree):
         return sorted(found, key=lambda span: span.start)
 
     def regions(self) -> Iterator[Region]:
-        kinds = {"data": "data"}
+        kinds = {"data": "data", "superblock 0": "superblock", "superblock 1": "superblock"}
         for span in self.spans():
-            kind = "superblock" if span.name.startswith("superblock") else "table"
-            yield Region(span.start, span.length, kinds.get(span.name, kind), span.name)
+            # What is left of a table's last block is nothing else's.
+            length = blocks_of(span.length) * BLOCK_BYTES
+            yield Region(span.start, length, kinds.get(span.name, "table"), span.name)
         end = self.superblock.image_bytes
         if end < self._device.size():
             yield Region(end, self._device.size() - end, "unused", "behind the image")
@@ -307,10 +308,11 @@ class Ro1Tree(ImageTree):
             "generation": superblock.generation,
             "imageId": f"{superblock.image_id:032x}",
             "label": self.label,
-            "built": superblock.built,
+            "built": superblock.built or None,
             "imageBytes": superblock.image_bytes,
             "tables": {
-                span.name: {"offset": span.start, "bytes": span.length, "records": span.count}
+                span.name: {"offset": span.start, "bytes": span.length}
+                | ({"records": span.count} if span is not superblock.data else {})
                 for span in superblock.spans
             },
         }
