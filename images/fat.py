@@ -42,6 +42,8 @@ from capstore.schema.nodes import Entry, NodeKind, Page, Stat, Usage
 
 # Two directories of the largest size, or thousands of usual ones.
 CACHED_ENTRIES_MAX: Final = 1 << 17
+# A chain of more clusters than this has is followed in a worker.
+AT_ONCE_BYTES_MAX: Final = 1 << 20
 _ROOT_STAT: Final = Stat(NodeKind.DIRECTORY, 0, ROOT, 1)
 
 
@@ -94,6 +96,14 @@ class FatTree(ImageTree):
 
     def waits(self, directory: int) -> bool:
         return self._volume is None or not self._listings.has(directory)
+
+    def content_waits(self, node: int) -> bool:
+        try:
+            if self._volume is None or self.waits(self._volume.parent_of(node)):
+                return True
+            return self._entry(node)[0].stat.size > AT_ONCE_BYTES_MAX
+        except StorageError:
+            return False  # `content` raises it, and needs no time for that
 
     def usage(self) -> Usage:
         volume = self._loaded()

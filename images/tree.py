@@ -204,7 +204,8 @@ class ImageTree(ABC):
 
     @abstractmethod
     def verify(self) -> Iterator[Finding]:
-        """Reads everything that has a structure or a checksum; gives one finding per damage."""
+        """Checks every structure; gives one finding per damage.  The bytes of files are not read:
+        `content` checks them for whoever does."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -110,9 +110,14 @@ def refuse_own_secrets(spec_text: str, secrets: Sequence[Path]) -> None:
     """Raises `Denied` for a host directory that holds one of `secrets`: whoever reads the volume
     would own the service."""
     spec = Spec.parse(spec_text)
-    if spec.scheme != "dir" or not spec.argument:
+    path = spec.argument
+    if spec.scheme == "pyfs":
+        path = path.removeprefix("file://").removeprefix("osfs://")
+    elif spec.scheme != "dir":
         return
-    root = Path(spec.argument).resolve()
+    if not path or "://" in path:
+        return
+    root = Path(path).expanduser().resolve()
     for secret in secrets:
         if secret.resolve().is_relative_to(root):
             raise Denied(
