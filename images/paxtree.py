@@ -30,6 +30,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Final
 
+from capstore.images.tar_header import BLOCK_BYTES, OCTAL_MAX, ustar_header
+from capstore.images.tar_pax import pax_record, time_text
 from capstore.schema.errors import (
     Corrupt,
     InvalidName,
@@ -42,7 +44,6 @@ from capstore.schema.limits import KIB, SYMLINK_TARGET_BYTES_MAX
 from capstore.schema.names import check_name
 
 FORMAT: Final = 1
-BLOCK_BYTES: Final = 512
 # Content is handed on in pieces of at most this.
 PIECE_BYTES: Final = 64 * KIB
 # A pax header holds a path, a target and a dozen numbers.
@@ -54,8 +55,6 @@ _DEEP: Final = "./@deep"
 _CRC_RECORD_BYTES: Final = len("27 CAPSTORE.crc32=01234567\n")
 _INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
 _TIME: Final = re.compile(r"(-?)([0-9]{1,10})\.([0-9]{9})", re.ASCII)
-# Sizes up to this fit the eleven octal digits of a ustar header.
-_OCTAL_MAX: Final = 8**11 - 1
 
 
 class MemberKind(enum.Enum):
@@ -145,12 +144,12 @@ class _Writer:
 
     def _write_member(self, member: Member) -> None:
         path, name = self._place(member)
-        keywords = {"path": path, "mtime": _time_text(member.modified)}
+        keywords = {"path": path, "mtime": time_text(member.modified)}
         if member.kind is MemberKind.SYMLINK:
             keywords["linkpath"] = member.target
         elif member.kind is MemberKind.LINK:
             keywords["linkpath"] = self._linked[member.node_id]
-        if member.size > _OCTAL_MAX:
+        if member.size > OCTAL_MAX:
             keywords["size"] = str(member.size)
         keywords["CAPSTORE.node"] = str(member.node_id)
         keywords["CAPSTORE.parent"] = str(member.parent_id)
@@ -188,40 +187,20 @@ class _Writer:
         block: bytes,
         content: Iterable[bytes | bytearray | memoryview],
     ) -> None:
-        payload = b"".join(_record(key, value) for key, value in keywords.items())
+        payload = b"".join(pax_record(key, value.encode()) for key, value in keywords.items())
         check = zlib.crc32(block, zlib.crc32(payload))
         for piece in content:
             check = zlib.crc32(piece, check)
-        payload += _record("CAPSTORE.crc32", f"{check:08x}")
+        payload += pax_record("CAPSTORE.crc32", b"%08x" % check)
         self._stream.write(_ustar(flag, "capstore", len(payload)))
         self._stream.write(payload + bytes(-len(payload) % BLOCK_BYTES))
-
-
-def _record(key: str, value: str) -> bytes:
-    """One record of a pax header: length (which counts itself), keyword, value, newline."""
-    body = f" {key}={value}\n".encode()
-    length = len(body) + 1
-    while length != len(body) + len(str(length)):
-        length = len(body) + len(str(length))
-    return str(length).encode() + body
 
 
 def _ustar(flag: bytes, path: str, size: int, executable: bool = False, modified: int = 0) -> bytes:
     """A ustar header; what does not fit is in the pax header before it."""
     directory = flag == MemberKind.DIRECTORY.value
-    mode = b"0000755\0" if executable or directory else b"0000644\0"
-    seconds = min(max(0, modified // 10**9), _OCTAL_MAX)
-    name = path.encode()[:99]
-    start = name.ljust(100, b"\0") + mode + b"0000000\0" * 2
-    start += b"%011o\0%011o\0" % (size if size <= _OCTAL_MAX else 0, seconds)
-    end = flag + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2
-    end = end.ljust(BLOCK_BYTES - len(start) - 8, b"\0")
-    return start + b"%06o\0 " % (sum(start) + sum(end) + 8 * ord(" ")) + end
-
-
-def _time_text(nanoseconds: int) -> str:
-    seconds, rest = divmod(abs(nanoseconds), 10**9)
-    return f"{'-' if nanoseconds < 0 else ''}{seconds}.{rest:09}"
+    mode = 0o755 if executable or directory else 0o644
+    return ustar_header(flag, path.encode()[:99], mode=mode, size=size, seconds=modified // 10**9)
 
 
 # Reading ------------------------------------------------------------------------------------------

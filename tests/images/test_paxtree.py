@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from capstore.images import paxtree
 from capstore.images.paxtree import Budget, Header, Member, MemberKind, read_tree, write_tree
+from capstore.images.tar_pax import pax_record
 from capstore.schema.errors import (
     Corrupt,
     NoSpace,
@@ -185,10 +186,10 @@ def member(keywords: dict[str, str], flag: bytes = b"0", content: bytes = b"") -
 
 
 def signed(keywords: dict[str, str], flag: bytes, content: bytes) -> bytes:
-    payload = b"".join(paxtree._record(key, value) for key, value in keywords.items())
+    payload = b"".join(pax_record(key, value.encode()) for key, value in keywords.items())
     head = paxtree._ustar(flag, "x", len(content))
     check = zlib.crc32(content, zlib.crc32(head, zlib.crc32(payload)))
-    payload += paxtree._record("CAPSTORE.crc32", f"{check:08x}")
+    payload += pax_record("CAPSTORE.crc32", b"%08x" % check)
     return block(b"x", payload) + head + content + bytes(-len(content) % 512)
 
 
