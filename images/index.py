@@ -58,15 +58,18 @@ class IndexBuilder:
         archive's own kind.  Raises `TooLarge` over the budget.
         """
         table = self.table
-        number = table.add(kind)
-        table.set_facts(
-            number, modified=modified, created=created, provenance=provenance, executable=executable
+        number = table.add(
+            kind,
+            modified=modified,
+            created=created,
+            provenance=provenance,
+            executable=executable,
+            size=size,
+            extents=[(*row, 0) for row in extents],
         )
-        if kind is NodeKind.FILE:
-            self.set_content(number, size, extents)
-            if checksum is not None:
-                table.set_check(number, checksum)
-        elif kind is NodeKind.SYMLINK:
+        if checksum is not None:
+            table.set_check(number, checksum)
+        if kind is NodeKind.SYMLINK:
             table.set_target(number, from_bytes(target).encode())
         self._check_budget()
         return number

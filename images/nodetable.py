@@ -27,8 +27,17 @@ from capstore.schema.nodes import NodeKind, Provenance
 
 ROOT: Final = 0
 NODES_MAX: Final = (1 << 32) - 1
-_FILE, _DIRECTORY = ro1.KIND_CODES[NodeKind.FILE], ro1.KIND_CODES[NodeKind.DIRECTORY]
-_INT64_MAX: Final = (1 << 63) - 1
+_KIND_CODES: Final = {kind.value: code for kind, code in ro1.KIND_CODES.items()}
+_PROVENANCE_CODES: Final = {of.value: code for of, code in ro1.PROVENANCE_CODES.items()}
+_DIRECTORY: Final = ro1.KIND_CODES[NodeKind.DIRECTORY]
+_SYMLINK: Final = ro1.KIND_CODES[NodeKind.SYMLINK]
+_INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
+_ROW: Final = RO1_NODE.size
+_EXTENT_COLUMNS: Final = 4
+_NODE: Final = RO1_NODE.packer(
+    "kind", "flags", "provenance", "count", "size", "created", "modified", "first"
+)
+_UNSOUND: Final = "its size or place is more than 64 bits hold"
 # About what a node costs in memory, besides its name: columns, a place in a dictionary, a string.
 NODE_BYTES: Final = 256
 EXTENT_BYTES: Final = 32
@@ -49,19 +58,12 @@ class Tables:
 
 
 class NodeTable:
-    """Nodes as columns; `bytes_used` estimates the memory they take."""
+    """Nodes as unsealed records, one after another; `bytes_used` estimates the memory they take."""
 
     def __init__(self) -> None:
-        self._kind = bytearray()
-        self._flags = bytearray()
-        self._provenance = bytearray()
-        self._size = array("q")
-        self._created = array("q")
-        self._modified = array("q")
-        self._check = array("Q")
-        self._first_extent = array("q")
-        self._extent_count = array("q")
-        self._extents = tuple(array("q") for _ in range(4))
+        self._rows = bytearray()
+        # Four columns: fileOffset, length, source, firstSum.
+        self._extents = array("q")
         # What a symbolic link points to, or what is wrong with a damaged file.
         self._texts: dict[int, bytes] = {}
         self.children: dict[int, dict[str, int]] = {}
@@ -69,81 +71,106 @@ class NodeTable:
         self.add(NodeKind.DIRECTORY)
 
     def __len__(self) -> int:
-        return len(self._kind)
+        return len(self._rows) // _ROW
 
-    def add(self, kind: NodeKind) -> int:
-        """A new node without a name; its number."""
-        number = len(self._kind)
+    def add(
+        self,
+        kind: NodeKind,
+        *,
+        modified: int = 0,
+        created: int = 0,
+        provenance: Provenance = Provenance.UNKNOWN,
+        executable: bool = False,
+        size: int = 0,
+        extents: Sequence[ExtentRow] = (),
+    ) -> int:
+        """A new node without a name; its number.
+
+        Times are in ns since 1970; those that 64 bits do not hold are not recorded.  `size` and
+        `extents` are a file's.  A file whose numbers 64 bits do not hold is a damaged one.
+        """
+        number = len(self._rows) // _ROW
         if number >= NODES_MAX:
             raise TooLarge(f"more than {NODES_MAX} nodes")
-        self._kind.append(ro1.KIND_CODES[kind])
-        self._flags.append(0)
-        self._provenance.append(0)
-        for column in (self._size, self._created, self._modified, self._check):
-            column.append(0)
-        self._first_extent.append(0)
-        self._extent_count.append(0)
+        if not _INT64_MIN <= modified <= _INT64_MAX or not _INT64_MIN <= created <= _INT64_MAX:
+            modified = created = 0
+            provenance = Provenance.UNKNOWN
+        sound = 0 <= size <= _INT64_MAX
+        first = self._add_extents(extents) if sound and extents else 0
+        sound = sound and first >= 0
+        self._rows += _NODE.pack(
+            # By their values: an enumeration's own hash is slow.
+            _KIND_CODES[kind.value],
+            ro1.EXECUTABLE if executable else 0,
+            _PROVENANCE_CODES[provenance.value],
+            len(extents) if sound else 0,
+            size if sound else 0,
+            created,
+            modified,
+            first if sound else 0,
+        )
         if kind is NodeKind.DIRECTORY:
             self.children[number] = {}
-        self.bytes_used += NODE_BYTES
+        self.bytes_used += NODE_BYTES + EXTENT_BYTES * len(extents)
+        if not sound:
+            self.damage(number, _UNSOUND)
         return number
+
+    def _add_extents(self, extents: Sequence[ExtentRow]) -> int:
+        """The number of the first; -1 where 64 bits do not hold them."""
+        first = len(self._extents)
+        try:
+            for row in extents:
+                self._extents.extend(row)
+        except OverflowError:
+            del self._extents[first:]
+            return -1
+        return first // _EXTENT_COLUMNS
 
     def is_directory(self, node: int) -> bool:
         """Whether the node is one."""
         return node in self.children
 
-    def set_facts(
-        self, node: int, *, modified: int, created: int, provenance: Provenance, executable: bool
-    ) -> None:
-        """Times in ns since 1970; those that 64 bits do not hold are not recorded."""
-        if max(abs(modified), abs(created)) > _INT64_MAX:
-            modified = created = 0
-            provenance = Provenance.UNKNOWN
-        self._modified[node], self._created[node] = modified, created
-        self._provenance[node] = ro1.PROVENANCE_CODES[provenance]
-        flags = self._flags[node] & ~ro1.EXECUTABLE
-        self._flags[node] = flags | (ro1.EXECUTABLE if executable else 0)
+    def _set(self, node: int, **values: int) -> None:
+        RO1_NODE.put(self._rows, node * _ROW, **values)
+
+    def _get(self, node: int, field: str) -> int:
+        return RO1_NODE.get(self._rows, node * _ROW, field)
 
     def copy_facts(self, node: int, original: int) -> None:
         """Gives `node` the facts of `original`."""
-        for column in (self._modified, self._created):
-            column[node] = column[original]
-        self._provenance[node] = self._provenance[original]
-        self._flags[node] = self._flags[original]
+        for field in ("flags", "provenance", "created", "modified"):
+            self._set(node, **{field: self._get(original, field)})
 
     def set_content(self, node: int, size: int, extents: Sequence[ExtentRow]) -> None:
         """What the file consists of.  Numbers that 64 bits do not hold make it a damaged one."""
-        if size > _INT64_MAX or any(max(row) > _INT64_MAX or min(row) < 0 for row in extents):
-            self.damage(node, "its size or place is more than 64 bits hold")
+        first = self._add_extents(extents)
+        if first < 0 or not 0 <= size <= _INT64_MAX:
+            self.damage(node, _UNSOUND)
             return
-        self._size[node] = size
-        self._first_extent[node] = len(self._extents[0])
-        self._extent_count[node] = len(extents)
-        for row in extents:
-            for column, value in zip(self._extents, row, strict=True):
-                column.append(value)
+        self._set(node, size=size, first=first, count=len(extents))
         self.bytes_used += EXTENT_BYTES * len(extents)
 
     def set_check(self, node: int, check: int) -> None:
         """The checksum of the file's whole content, of the archive's own kind."""
-        self._check[node] = check & 0xFFFFFFFF
-        self._flags[node] |= ro1.SUMMED
+        self._set(node, check=check & 0xFFFFFFFF, flags=self._get(node, "flags") | ro1.SUMMED)
 
     def set_target(self, node: int, target: bytes) -> None:
         """What the symbolic link points to."""
         self._texts[node] = target
-        self._size[node] = len(target)
+        self._set(node, size=len(target))
         self.bytes_used += len(target)
 
     def target_bytes(self, node: int) -> int:
         """The length of what a symbolic link points to; 0 for other nodes."""
-        is_link = self._kind[node] == ro1.KIND_CODES[NodeKind.SYMLINK]
-        return len(self._texts.get(node, b"")) if is_link else 0
+        if node not in self._texts or self._get(node, "kind") != _SYMLINK:
+            return 0
+        return len(self._texts[node])
 
     def damage(self, node: int, message: str) -> None:
         """Reading the file's content will be `Corrupt` with this message."""
         self._texts[node] = message.encode()
-        self._flags[node] |= ro1.DAMAGED
+        self._set(node, flags=self._get(node, "flags") | ro1.DAMAGED)
         self.bytes_used += len(message)
 
     # The tables ----------------------------------------------------------------------------------
@@ -183,27 +210,14 @@ class NodeTable:
     def _node_rows(
         self, order: list[int], entries: list[tuple[bytes, int, int]], heap: bytearray
     ) -> npt.NDArray[Any]:
-        at = np.array(order, dtype=np.int64)
-        rows = np.zeros(len(at), RO1_NODE.dtype)
-        for name, column in (
-            ("kind", np.frombuffer(self._kind, np.uint8)),
-            ("flags", np.frombuffer(self._flags, np.uint8)),
-            ("provenance", np.frombuffer(self._provenance, np.uint8)),
-            ("size", self._size),
-            ("created", self._created),
-            ("modified", self._modified),
-            ("check", self._check),
-            ("first", self._first_extent),
-            ("count", self._extent_count),
-        ):
-            rows[name] = np.asarray(column)[at]
+        rows = RO1_NODE.table(self._rows)[np.array(order, dtype=np.int64)]
         held = np.array([entry[2] for entry in entries], dtype=np.int64)
         named = np.array([entry[1] for entry in entries], dtype=np.int64)
-        rows["links"] = np.bincount(named, minlength=len(at))
+        rows["links"] = np.bincount(named, minlength=len(rows))
         rows["links"][0] = 1
         rows["parent"][named] = held
         directories = rows["kind"] == _DIRECTORY
-        counts = np.bincount(held, minlength=len(at))
+        counts = np.bincount(held, minlength=len(rows))
         rows["count"][directories] = counts[directories]
         rows["first"][directories] = (np.cumsum(counts) - counts)[directories]
         self._place_texts(rows, order, heap)
@@ -233,10 +247,10 @@ class NodeTable:
         return rows
 
     def _extent_rows(self) -> npt.NDArray[Any]:
-        rows = np.zeros(len(self._extents[0]), RO1_EXTENT.dtype)
-        names = ("fileOffset", "length", "source", "firstSum")
-        for name, column in zip(names, self._extents, strict=True):
-            rows[name] = np.asarray(column)
+        columns = np.asarray(self._extents, dtype=np.int64).reshape(-1, _EXTENT_COLUMNS)
+        rows = np.zeros(len(columns), RO1_EXTENT.dtype)
+        for number, name in enumerate(("fileOffset", "length", "source", "firstSum")):
+            rows[name] = columns[:, number]
         return rows
 
 

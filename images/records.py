@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections import namedtuple
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -51,6 +52,15 @@ class Field:
     width: int
 
 
+def _format(fields: Sequence[Field], size: int) -> str:
+    """What `struct` calls a record of `size` bytes with `fields` in it."""
+    parts, at = ["<"], 0
+    for field in fields:
+        parts.append("x" * (field.offset - at) + _TYPES[field.type][0])
+        at = field.offset + field.width
+    return "".join(parts) + "x" * (size - at)
+
+
 class Record:
     """The codec of one record; `schema` is a struct of ``layout.capnp``.
 
@@ -76,8 +86,12 @@ class Record:
                 "itemsize": self.size,
             }
         )
-        self._struct = struct.Struct(self._format())
+        self._struct = struct.Struct(_format(self.fields, self.size))
         names = [field.name for field in fields]
+        self._single = {
+            field.name: (struct.Struct("<" + _TYPES[field.type][0]), field.offset)
+            for field in fields
+        }
         self._tuple: Any = namedtuple(self.name, names)  # type: ignore[misc]  # noqa: PYI024 - data
 
     def __repr__(self) -> str:
@@ -89,13 +103,6 @@ class Record:
             raise TypeError(f"{self.name}.{field.name} is a {kind}, which no record has")
         width = _TYPES[kind][2]
         return Field(str(field.name), kind, field.slot.offset * width, width)
-
-    def _format(self) -> str:
-        parts, at = ["<"], 0
-        for field in self.fields:
-            parts.append("x" * (field.offset - at) + _TYPES[field.type][0])
-            at = field.offset + field.width
-        return "".join(parts)
 
     # One record ----------------------------------------------------------------------------------
 
@@ -128,6 +135,30 @@ class Record:
         if crc32c(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
             raise Corrupt(f"{what} at offset {offset} has a wrong checksum")
         return self._tuple._make(self._struct.unpack(raw))
+
+    # A record that is being made, in a table of such ------------------------------------------
+
+    def packer(self, *names: str) -> struct.Struct:
+        """Packs values of the fields `names`, in the order of their offsets, into a record whose
+        other fields are zero and whose seal is for `seal` to add."""
+        chosen = [field for field in self.fields if field.name in names]
+        if [field.name for field in chosen] != list(names):
+            raise TypeError(f"{self.name} has no such fields in this order: {names}")
+        return struct.Struct(_format(chosen, self.size))
+
+    def put(self, table: bytearray, offset: int, **values: int) -> None:
+        """Changes fields of the record at `offset`; raises `InvalidArgument`."""
+        try:
+            for name, value in values.items():
+                field, at = self._single[name]
+                field.pack_into(table, offset + at, value)
+        except struct.error as error:
+            raise InvalidArgument(f"{self.name}: {error}") from None
+
+    def get(self, table: bytearray, offset: int, name: str) -> int:
+        """A field of the record at `offset`."""
+        field, at = self._single[name]
+        return int(field.unpack_from(table, offset + at)[0])
 
     # Tables --------------------------------------------------------------------------------------
 

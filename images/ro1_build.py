@@ -55,12 +55,15 @@ class Ro1Builder(TreeBuilder):
     # Nodes ---------------------------------------------------------------------------------------
 
     def directory(self, path: Path, facts: Facts) -> None:
-        node = self._new(path, NodeKind.DIRECTORY) if path else ROOT
-        self._set_facts(node, facts)
+        node = self._add(NodeKind.DIRECTORY, facts)
+        if path:
+            self._bind(path, node)
+        else:
+            self._table.copy_facts(ROOT, node)
 
     def symlink(self, path: Path, facts: Facts, target: str) -> None:
-        node = self._new(path, NodeKind.SYMLINK)
-        self._set_facts(node, facts)
+        node = self._add(NodeKind.SYMLINK, facts)
+        self._bind(path, node)
         self._table.set_target(node, target.encode())
 
     def link(self, path: Path, original: Path) -> None:
@@ -69,10 +72,14 @@ class Ro1Builder(TreeBuilder):
             raise InvalidArgument("a directory has one name")
         self._bind(path, node)
 
-    def _new(self, path: Path, kind: NodeKind) -> int:
-        node = self._table.add(kind)
-        self._bind(path, node)
-        return node
+    def _add(self, kind: NodeKind, facts: Facts) -> int:
+        return self._table.add(
+            kind,
+            modified=facts.modified,
+            created=facts.created,
+            provenance=facts.provenance,
+            executable=facts.executable,
+        )
 
     def _bind(self, path: Path, node: int) -> None:
         names = self._table.children[self._find(path[:-1])]
@@ -90,20 +97,11 @@ class Ro1Builder(TreeBuilder):
             at = child
         return at
 
-    def _set_facts(self, node: int, facts: Facts) -> None:
-        self._table.set_facts(
-            node,
-            modified=facts.modified,
-            created=facts.created,
-            provenance=facts.provenance,
-            executable=facts.executable,
-        )
-
     # Files ---------------------------------------------------------------------------------------
 
     def begin_file(self, path: Path, facts: Facts, size: int) -> None:
-        node = self._new(path, NodeKind.FILE)
-        self._set_facts(node, facts)
+        node = self._add(NodeKind.FILE, facts)
+        self._bind(path, node)
         self._output.align()
         self._file = _OpenFile(node, size)
 
