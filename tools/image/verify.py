@@ -1,0 +1,136 @@
+"""``capstore image verify``: every structure, every checksum, every file.
+
+Invariants: findings are shown as they come and not kept, but for what tells two reports of one
+damage apart; a check that is interrupted ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
+from typing import Any, Final
+
+from capstore.images.tree import Finding, ImageTree
+from capstore.schema.errors import StorageError
+from capstore.tools.console import complain, explained, local_error, out, printable
+from capstore.tools.image.array import ArrayWriter
+from capstore.tools.image.reading import contents_read
+from capstore.tools.image.source import OpenImage, opened_image
+from capstore.tools.progress import Meter, metered
+
+CLEAN, DAMAGED, UNREADABLE = 0, 1, 2
+
+# Findings on the way from the thread that checks to the one that shows.
+_WAITING_MAX: Final = 1000
+# Offsets and messages that are remembered, to say each damage once.
+_REMEMBERED_MAX: Final = 100_000
+_OFFSET: Final = re.compile(r"\bat offset (\d{1,20})\b")
+
+
+async def verify(file: str, *, json: bool, quiet: bool) -> int:
+    """Checks the image `file`; returns the exit code."""
+    try:
+        async with opened_image(file) as image:
+            return await _shown(image, json=json, quiet=quiet)
+    except (OSError, StorageError) as error:
+        complain(explained(error))
+        return UNREADABLE
+
+
+async def _shown(image: OpenImage, *, json: bool, quiet: bool) -> int:
+    tree, found = image.volume.tree, 0
+    report = _Report(json=json)
+    try:
+        async with metered("verify", quiet=quiet) as meter:
+            async for finding in _elsewhere(lambda: findings(tree, meter)):
+                found += 1
+                report.add(finding)
+    except StorageError as error:
+        raise local_error(error, image.path) from error
+    report.finish(clean=not found)
+    return DAMAGED if found else CLEAN
+
+
+def findings(tree: ImageTree, meter: Meter) -> Iterator[Finding]:
+    """What is wrong with `tree`, each damage once: structures first, then files by their paths."""
+    said: set[int | str] = set()
+    for finding in chain(tree.verify(), _unreadable(tree, meter)):
+        at = finding.offset
+        if at is None:
+            # Errors say in their messages where the damage is, and several can have one cause.
+            match = _OFFSET.search(finding.message)
+            at = int(match[1]) if match else None
+            if (finding.message if at is None else at) in said:
+                continue
+        if len(said) < _REMEMBERED_MAX:
+            said.add(finding.message if at is None else at)
+        yield replace(finding, offset=at)
+
+
+def _unreadable(tree: ImageTree, meter: Meter) -> Iterator[Finding]:
+    for path, error in contents_read(tree, meter):
+        yield Finding("/" + "/".join(path), error.message)
+
+
+class _Report:
+    def __init__(self, *, json: bool) -> None:
+        self._array = ArrayWriter(" ") if json else None
+        if json:
+            print('{"findings": ', end="")
+
+    def add(self, finding: Finding) -> None:
+        if self._array is not None:
+            self._array.add(_json(finding))
+        else:
+            offset = "-" if finding.offset is None else finding.offset
+            out(f"{offset}: {printable(finding.where)}: {printable(finding.message)}")
+
+    def finish(self, *, clean: bool) -> None:
+        if self._array is not None:
+            self._array.finish()
+            out(f', "clean": {"true" if clean else "false"}}}')
+
+
+def _json(finding: Finding) -> dict[str, Any]:
+    return {"offset": finding.offset, "where": finding.where, "message": finding.message}
+
+
+# A thread of its own -----------------------------------------------------------------------------
+
+
+async def _elsewhere(make: Callable[[], Iterator[Finding]]) -> AsyncIterator[Finding]:
+    """What the iterator gives, which runs in a thread of its own.
+
+    A worker would have to be waited for when the command is interrupted, and a check may take
+    hours.  It changes nothing, so it is simply left.
+    """
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[Finding | BaseException | None] = asyncio.Queue()
+    room = threading.Semaphore(_WAITING_MAX)
+
+    def send(item: Finding | BaseException | None) -> None:
+        # The loop is closed when nobody waits any more.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(queue.put_nowait, item)
+
+    def work() -> None:
+        try:
+            for finding in make():
+                room.acquire()
+                send(finding)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised over there
+            send(error)
+        else:
+            send(None)
+
+    threading.Thread(target=work, name="capstore-verify", daemon=True).start()
+    while (item := await queue.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
+        room.release()
+        yield item
