@@ -217,6 +217,9 @@ class NodeTable:
         rows["links"][0] = 1
         rows["parent"][named] = held
         directories = rows["kind"] == _DIRECTORY
+        entry_of = np.zeros(len(rows), dtype=np.int64)
+        entry_of[named] = np.arange(len(named))
+        rows["check"][directories] = entry_of[directories]
         counts = np.bincount(held, minlength=len(rows))
         rows["count"][directories] = counts[directories]
         rows["first"][directories] = (np.cumsum(counts) - counts)[directories]

@@ -152,7 +152,7 @@ class Ro1Tree(ImageTree):
         if number < high:
             record = self.entry(number, directory)
             if self.raw_name(record) == raw:
-                return self._entry_of(name, record, directory)
+                return self._entry_of(name, record, directory, number)
         raise NotFound("no entry of this name")
 
     def _bisect(self, directory: int, low: int, high: int, raw: bytes, *, after: bool) -> int:
@@ -172,17 +172,21 @@ class Ro1Tree(ImageTree):
                 high = middle
         return low
 
-    def _entry_of(self, name: str, record: Any, directory: int) -> Entry:
-        node = self._child(record.node, directory)
+    def _entry_of(self, name: str, record: Any, directory: int, number: int) -> Entry:
+        node = self._child(record.node, directory, number)
         target = self.text_of(node) if node.kind == _SYMLINK else None
         return Entry(name, _stat_of(node, record.node), target)
 
-    def _child(self, number: int, directory: int) -> Any:
+    def _child(self, number: int, directory: int, entry: int) -> Any:
+        """The node `number`, which `entry` of `directory` names."""
         if number >= self._node_count:
             raise Corrupt(f"an entry of node {directory} is of node {number}, which is not there")
         node = self.node(number)
         if node.kind == _DIRECTORY and number <= directory:
             raise Corrupt(f"node {number} is a directory inside of itself")
+        if node.kind == _DIRECTORY and (node.parent, node.check) != (directory, entry):
+            # Two names for one directory would make a walk exponential.
+            raise Corrupt(f"node {number} is a directory that has another name")
         return node
 
     def list(self, directory: int, after: str, limit: int) -> Page:
@@ -203,7 +207,7 @@ class Ro1Tree(ImageTree):
             if entries and raw <= last:
                 raise Corrupt(f"entry {number} of node {directory} is out of order")
             name = _checked_name(raw, number)
-            entry = self._entry_of(name, record, directory)
+            entry = self._entry_of(name, record, directory, number)
             room -= len(raw) + len((entry.target or "").encode())
             if room < 0 and entries:
                 break
