@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capstore.schema.limits import KIB, MIB
-from capstore.tools.bench.contestants import BenchError, Contestant, each
+from capstore.tools.bench.contestants import Contestant, checked, each
 from capstore.tools.bench.corpus import small_name
 from capstore.tools.bench.parameters import Parameters
-
-_LONG_ROUNDS_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,36 +28,48 @@ class Batch:
 
     def check(self, got: int, wanted: int) -> int:
         """`got` if it is what was asked for, else raises `BenchError`."""
-        if got != wanted:
-            raise BenchError(f"{self.contestant.name} answered {got} where {wanted} was asked for")
-        return got
+        return checked(self.contestant.name, got, wanted)
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """The ratio to the floor that the design asks for, and the one asked for first."""
+    """The ratio to `rival` that the design asks for, and the one asked for first."""
 
     ratio: float
     milestone: float | None = None
+    rival: str = "floor"
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One case; `run` does a batch and returns how many units (of `unit`) that was.
+class Limit:
+    """The most milliseconds that one unit may take, whoever else does it faster."""
 
-    Where a batch takes many seconds (`long`), there are fewer rounds, and no warming up.
+    ms_max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What every case has; a figure is in units (of `unit`) per second, so more is faster.
+
+    Where a batch takes many seconds, `rounds_max` says how often it is run, without warming up.
     """
 
     name: str
     what: str
     unit: str
-    run: Callable[[Batch], Awaitable[int]]
-    goal: Goal | None = None
-    long: bool = False
+    goal: Goal | Limit | None = None
+    rounds_max: int | None = None
 
     def rounds(self, wanted: int) -> int:
         """How many rounds are run where `wanted` are asked for."""
-        return min(wanted, _LONG_ROUNDS_MAX) if self.long else wanted
+        return wanted if self.rounds_max is None else min(wanted, self.rounds_max)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceCase(Case):
+    """A case for servers and their clients; `run` does a batch and returns how many units."""
+
+    run: Callable[[Batch], Awaitable[int]]
 
 
 def _open_and_read(in_flight: Callable[[Parameters], int]) -> Callable[[Batch], Awaitable[int]]:
@@ -120,48 +130,64 @@ _SMALL = Goal(0.7, milestone=0.5)
 _BLOCKS = ((64 * KIB, "64k"), (256 * KIB, "256k"), (MIB, "1m"))
 _WINDOWED = Goal(0.85)
 
-CASES: tuple[Case, ...] = (
-    Case(
-        "open-read",
-        "open and read a small file, one after another",
-        "calls/s",
-        _open_and_read(lambda parameters: 1),
-        _SMALL,
+CASES: tuple[ServiceCase, ...] = (
+    ServiceCase(
+        name="open-read",
+        what="open and read a small file, one after another",
+        unit="calls/s",
+        run=_open_and_read(lambda parameters: 1),
+        goal=_SMALL,
     ),
-    Case(
-        "open-read-many",
-        "the same, many in flight",
-        "calls/s",
-        _open_and_read(lambda parameters: parameters.calls_in_flight),
-        _SMALL,
+    ServiceCase(
+        name="open-read-many",
+        what="the same, many in flight",
+        unit="calls/s",
+        run=_open_and_read(lambda parameters: parameters.calls_in_flight),
+        goal=_SMALL,
     ),
-    Case(
-        "read-small",
-        "small reads of an open file, one after another",
-        "calls/s",
-        _read_open,
-        _SMALL,
+    ServiceCase(
+        name="read-small",
+        what="small reads of an open file, one after another",
+        unit="calls/s",
+        run=_read_open,
+        goal=_SMALL,
     ),
     *(
-        Case(
-            f"read-{label}",
-            f"read a large file, {label} blocks in a window",
-            "bytes/s",
-            _read_large(size),
-            _WINDOWED if label == "256k" else None,
+        ServiceCase(
+            name=f"read-{label}",
+            what=f"read a large file, {label} blocks in a window",
+            unit="bytes/s",
+            run=_read_large(size),
+            goal=_WINDOWED if label == "256k" else None,
         )
         for size, label in _BLOCKS
     ),
     *(
-        Case(
-            f"write-{label}",
-            f"write a large file, {label} blocks in a window",
-            "bytes/s",
-            _write_large(size),
+        ServiceCase(
+            name=f"write-{label}",
+            what=f"write a large file, {label} blocks in a window",
+            unit="bytes/s",
+            run=_write_large(size),
         )
         for size, label in _BLOCKS
     ),
-    Case("list-names", "list a large directory, names", "entries/s", _list_names),
-    Case("list-stats", "list a large directory, names and stats", "entries/s", _list_stats),
-    Case("get-tree", "copy a tree of small files to the host", "files/s", _get_tree, long=True),
+    ServiceCase(
+        name="list-names",
+        what="list a large directory, names",
+        unit="entries/s",
+        run=_list_names,
+    ),
+    ServiceCase(
+        name="list-stats",
+        what="list a large directory, names and stats",
+        unit="entries/s",
+        run=_list_stats,
+    ),
+    ServiceCase(
+        name="get-tree",
+        what="copy a tree of small files to the host",
+        unit="files/s",
+        run=_get_tree,
+        rounds_max=3,
+    ),
 )

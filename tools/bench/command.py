@@ -9,16 +9,22 @@ this costs nothing: what measures is imported when it is asked for.
 * ``format``: 1, the version of this description.
 * ``parameters``: the fields of `capstore.tools.bench.parameters.Parameters`.
 * ``machine``: the facts of `capstore.tools.bench.machine.facts`; null for what is not installed.
-* ``absent``: by name, contestants that did not take part, and why.
+* ``absent``: by name, contestants that did not take part and cases that were not run, and why.
 * ``cases``: a list, in the order of the table, of objects with
 
-  * ``name``, ``what`` (a line for people) and ``unit`` (``calls/s``, ``bytes/s``, ``entries/s`` or
-    ``files/s``);
-  * ``figures``: by contestant (``capstore``, ``floor``, ``sftp``) a spread, in ``unit``;
+  * ``name``, ``what`` (a line for people) and ``unit``: what is counted, and ``/s``, so that more
+    is always faster (``calls``, ``bytes``, ``entries``, ``files``, ``members``, ``reads``,
+    ``lookups``, ``opens``);
+  * ``figures``: by contestant a spread, in ``unit``: ``capstore`` is in all, beside ``floor`` and
+    ``sftp``, or in image cases the rivals of each (``tarfile``; ``ratarmount`` with its defaults,
+    ``ratarmount-dense`` with seek points as near to each other as capstore's; ``pyfatfs``;
+    ``sqlite``; ``10 entries`` is capstore with an image of so many);
   * ``ratios``: by contestant other than capstore a spread of capstore's figure over that one's, of
     the same round: more than 1 is faster;
-  * ``goal``: null, or what the design asks of the median ratio to the floor: ``ratio`` and whether
-    it is ``met``, ``milestone`` (or null) and ``milestone_met``.
+  * ``goal``: null, also where the one to compare with took no part, or what the design asks: of
+    the median ratio to ``rival``, ``ratio`` and whether it is ``met``, ``milestone`` (or null) and
+    ``milestone_met``; or of capstore alone, ``ms_max``, the milliseconds ``ms`` that one unit took,
+    and whether it is ``met``.
 
   A spread is an object with ``median``, ``min``, ``max`` and the list ``rounds``.
 """
@@ -45,6 +51,7 @@ app = typer.Typer()
         "Examples",
         "capstore bench --quick",
         "capstore bench --only 'read-*' --json report.json",
+        "capstore bench --only 'image-*'",
         "capstore bench --volume memory:",
     )
 )
@@ -66,15 +73,17 @@ def bench(
 ) -> None:
     """Measure the service beside a bare Cap'n Proto server (the floor) and beside SFTP.
 
-    Each server has a process of its own, on this machine. Figures are medians over rounds in which
-    all take turns; ratios compare within a round, and are shown with the least and the greatest.
+    Each server has a process of its own, on this machine. The image cases compare with other
+    libraries, all in this process. Figures are medians over rounds in which all take turns; ratios
+    compare within a round, and are shown with the least and the greatest.
     """
-    from capstore.tools.bench import running
-    from capstore.tools.bench.cases import CASES
+    from capstore.tools.bench import cases as service_cases
+    from capstore.tools.bench import image_cases, running
 
-    cases = [case for case in CASES if fnmatchcase(case.name, only)]
+    every = (*service_cases.CASES, *image_cases.CASES)
+    cases = [case for case in every if fnmatchcase(case.name, only)]
     if not cases:
-        known = ", ".join(case.name for case in CASES)
+        known = ", ".join(case.name for case in every)
         raise typer.BadParameter(f'no case matches "{only}" (there are: {known})')
     plan = parameters.QUICK if quick else parameters.FULL
     plan = replace(plan, seed=seed, volume=volume, rounds=rounds or plan.rounds)

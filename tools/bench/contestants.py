@@ -28,6 +28,13 @@ class BenchError(Exception):
     """The bench cannot go on; the text says why, to a person."""
 
 
+def checked(name: str, got: int, wanted: int) -> int:
+    """`got` if it is what `name` was asked for, else raises `BenchError`."""
+    if got != wanted:
+        raise BenchError(f"{name} answered {got} where {wanted} was asked for")
+    return got
+
+
 class Contestant(ABC):
     """A client of one server over the corpus; see `capstore.tools.bench.cases` for the uses."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sqlite3
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,14 +23,20 @@ def facts() -> Facts:
         "load_before": round(os.getloadavg()[0], 2),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "capstore": _version("capstore"),
-        "pycapnp": _version("pycapnp"),
-        "asyncssh": _version("asyncssh"),
+        "capstore": version_of("capstore"),
+        "pycapnp": version_of("pycapnp"),
+        "asyncssh": version_of("asyncssh"),
+        "ratarmountcore": version_of("ratarmountcore"),
+        "rapidgzip": version_of("rapidgzip"),
+        "indexed_gzip": version_of("indexed_gzip"),
+        "pyfatfs": version_of("pyfatfs"),
+        "sqlite": sqlite3.sqlite_version,
         "filesystem": filesystem_type(Path(tempfile.gettempdir())),
     }
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """Which version of a distribution is installed, None if none is."""
     try:
         return version(distribution)
     except PackageNotFoundError:

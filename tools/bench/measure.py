@@ -11,18 +11,22 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from capstore.tools.bench import floor, sftp, subject
-from capstore.tools.bench.cases import Batch, Case
+from capstore.tools.bench.cases import Batch, Case, ServiceCase
 from capstore.tools.bench.contestants import Contestant
 from capstore.tools.bench.corpus import Corpus
 from capstore.tools.bench.parameters import Parameters
 
 SUBJECT = subject.Subject.name
+
+# Does one batch of a case and returns how many units that was; given are where its choices come
+# from, and a new path for what is written to the host.
+Run = Callable[[random.Random, Path], Awaitable[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,42 +83,55 @@ async def contestants(parameters: Parameters) -> AsyncIterator[list[Contestant]]
 
 
 async def run(
-    parameters: Parameters, cases: Sequence[Case], advance: Callable[[str], None]
+    parameters: Parameters, cases: Sequence[ServiceCase], advance: Callable[[str], None]
 ) -> list[Outcome]:
     """Measures `cases`; calls `advance` with a case's name after each figure.
 
     Raises `BenchError`.
     """
-    outcomes = []
+    if not cases:
+        return []
     async with contestants(parameters) as entered:
-        for case in cases:
-            figures: dict[str, list[float]] = {one.name: [] for one in entered}
-            for number in range(case.rounds(parameters.rounds)):
-                for one in entered:
-                    figures[one.name].append(await _figure(case, one, parameters, number))
-                    advance(case.name)
-            spreads = {name: Spread(rounds) for name, rounds in figures.items()}
-            outcomes.append(Outcome(case, spreads))
-    return outcomes
+        return [
+            await measured(
+                parameters,
+                case,
+                {one.name: _service_run(parameters, case, one) for one in entered},
+                advance,
+            )
+            for case in cases
+        ]
 
 
-async def _figure(case: Case, contestant: Contestant, parameters: Parameters, number: int) -> float:
+def _service_run(parameters: Parameters, case: ServiceCase, one: Contestant) -> Run:
+    return lambda rng, scratch: case.run(Batch(one, parameters, rng, scratch))
+
+
+async def measured(
+    parameters: Parameters, case: Case, runs: Mapping[str, Run], advance: Callable[[str], None]
+) -> Outcome:
+    """All rounds of `case`, in each of which all of `runs` have their turn."""
+    figures: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(case.rounds(parameters.rounds)):
+        for name, one in runs.items():
+            figures[name].append(await _figure(parameters, case, one, number))
+            advance(case.name)
+    return Outcome(case, {name: Spread(rounds) for name, rounds in figures.items()})
+
+
+async def _figure(parameters: Parameters, case: Case, one: Run, number: int) -> float:
     """Units per second over at least ``parameters.seconds``.
 
-    The first round is warmed up by one batch, which counts for nothing, unless the case is long.
+    The first round is warmed up by one batch, which counts for nothing, unless batches are long.
     """
     rng = random.Random(f"{parameters.seed}/{case.name}/{number}")  # noqa: S311 - a workload
     with tempfile.TemporaryDirectory(prefix="capstore-bench-") as scratch:
-
-        def batch(label: str) -> Batch:
-            return Batch(contestant, parameters, rng, Path(scratch) / label)
-
-        if number == 0 and not case.long:
-            await case.run(batch("warm"))
+        if number == 0 and case.rounds_max is None:
+            await one(rng, Path(scratch) / "warm")
         gc.collect()
         done = batches = 0
         began = time.perf_counter()
         while (elapsed := time.perf_counter() - began) < parameters.seconds or not done:
-            done += await case.run(batch(str(batches)))
+            done += await one(rng, Path(scratch) / str(batches))
             batches += 1
         return done / elapsed

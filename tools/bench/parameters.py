@@ -31,6 +31,13 @@ class Parameters:
     list_entries: int = 10_000
     tree_files: int = 5000
     tree_directories: int = 50
+    tar_members: int = 100_000
+    gz_bytes: int = 1024 * MIB
+    gz_batch: int = 16
+    fat_entries: int = 2000
+    fat_bytes: int = 64 * MIB
+    ro1_entries: int = 1_000_000
+    lookup_batch: int = 256
 
     @property
     def total_bytes(self) -> int:
@@ -51,4 +58,9 @@ QUICK = Parameters(
     large_bytes=16 * MIB,
     tree_files=500,
     tree_directories=10,
+    tar_members=10_000,
+    gz_bytes=64 * MIB,
+    fat_entries=200,
+    fat_bytes=16 * MIB,
+    ro1_entries=100_000,
 )

@@ -5,14 +5,14 @@ Invariants: both show the same outcomes; `document` is described in `capstore.to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from capstore.schema.limits import MIB
-from capstore.tools.bench.cases import Goal
+from capstore.tools.bench.cases import Goal, Limit, ServiceCase
 from capstore.tools.bench.machine import Facts
 from capstore.tools.bench.measure import SUBJECT, Outcome, Spread
 from capstore.tools.bench.parameters import Parameters
@@ -21,22 +21,54 @@ FORMAT = 1
 FLOOR, SFTP = "floor", "sftp"
 
 
-def table(outcomes: Sequence[Outcome]) -> Table:
+# What is counted in such a unit takes so long that a person wants to know how long.
+_TIMED_UNIT = "opens/s"
+
+
+def tables(outcomes: Sequence[Outcome]) -> Iterator[Table]:
+    """The table of the service's cases and that of the image cases, those that have rows."""
+    service = [outcome for outcome in outcomes if isinstance(outcome.case, ServiceCase)]
+    images = [outcome for outcome in outcomes if not isinstance(outcome.case, ServiceCase)]
+    if service:
+        yield service_table(service)
+    if images:
+        yield image_table(images)
+
+
+def service_table(outcomes: Sequence[Outcome]) -> Table:
     """A row for each case."""
     result = Table("case", show_edge=False)
     for title in ("capstore", "floor", "of the floor", "goal", "SFTP", "times SFTP"):
         result.add_column(title, justify="right", no_wrap=True)
     for outcome in outcomes:
-        to_floor, to_sftp = outcome.ratio_to(FLOOR), outcome.ratio_to(SFTP)
         result.add_row(
             outcome.case.name,
             _figure(outcome, SUBJECT),
             _figure(outcome, FLOOR),
-            _ratio(to_floor),
-            _goal(outcome.case.goal, to_floor),
+            _ratio(outcome.ratio_to(FLOOR)),
+            _goal(outcome),
             _figure(outcome, SFTP),
-            _ratio(to_sftp),
+            _ratio(outcome.ratio_to(SFTP)),
         )
+    return result
+
+
+def image_table(outcomes: Sequence[Outcome]) -> Table:
+    """A row for each case and rival."""
+    result = Table("case", show_edge=False)
+    for title in ("capstore", "rival", "its figure", "times the rival", "goal"):
+        result.add_column(title, justify="right", no_wrap=True)
+    for outcome in outcomes:
+        rivals = [name for name in outcome.figures if name != SUBJECT] or ["-"]
+        for row, rival in enumerate(rivals):
+            result.add_row(
+                outcome.case.name if row == 0 else "",
+                _figure(outcome, SUBJECT) if row == 0 else "",
+                rival,
+                _figure(outcome, rival),
+                _ratio(outcome.ratio_to(rival)),
+                _goal(outcome) if row == 0 else "",
+            )
     return result
 
 
@@ -46,7 +78,14 @@ def _figure(outcome: Outcome, name: str) -> str:
         return "-"
     if outcome.case.unit == "bytes/s":
         return f"{spread.median / MIB:,.0f} MiB/s"
+    if outcome.case.unit == _TIMED_UNIT:
+        return f"{_ms(spread):.3g} ms"
     return f"{spread.median:,.0f} {outcome.case.unit}"
+
+
+def _ms(spread: Spread) -> float:
+    """How many milliseconds one unit takes."""
+    return 1000 / spread.median
 
 
 def _ratio(spread: Spread | None) -> str:
@@ -55,15 +94,17 @@ def _ratio(spread: Spread | None) -> str:
     return f"{spread.median:.2f} ({spread.least:.2f}..{spread.greatest:.2f})"
 
 
-def _goal(goal: Goal | None, ratio: Spread | None) -> str:
-    if goal is None or ratio is None:
+def _goal(outcome: Outcome) -> str:
+    judged = _judged(outcome)
+    if judged is None:
         return ""
-    if ratio.median >= goal.ratio:
-        return f"{goal.ratio} met"
-    if goal.milestone is None:
-        return f"{goal.ratio} not met"
-    verdict = "met" if ratio.median >= goal.milestone else "not met"
-    return f"{goal.ratio} not met, {goal.milestone} {verdict}"
+    verdict = "met" if judged["met"] else "not met"
+    if "ms_max" in judged:
+        return f"{judged['ms_max']:g} ms {verdict}"
+    if judged["met"] or judged["milestone"] is None:
+        return f"{judged['ratio']:g} {verdict}"
+    milestone = "met" if judged["milestone_met"] else "not met"
+    return f"{judged['ratio']:g} {verdict}, {judged['milestone']:g} {milestone}"
 
 
 def document(
@@ -87,7 +128,7 @@ def _case(outcome: Outcome) -> dict[str, Any]:
         "unit": outcome.case.unit,
         "figures": {name: _spread(spread) for name, spread in outcome.figures.items()},
         "ratios": {name: _spread(spread) for name, spread in ratios.items() if spread},
-        "goal": _judged(outcome.case.goal, outcome.ratio_to(FLOOR)),
+        "goal": _judged(outcome),
     }
 
 
@@ -100,12 +141,22 @@ def _spread(spread: Spread) -> dict[str, Any]:
     }
 
 
-def _judged(goal: Goal | None, ratio: Spread | None) -> dict[str, Any] | None:
-    if goal is None or ratio is None:
+def _judged(outcome: Outcome) -> dict[str, Any] | None:
+    """What is aimed for and whether that was reached; None where the rival took no part."""
+    goal = outcome.case.goal
+    if isinstance(goal, Limit):
+        took = _ms(outcome.figures[SUBJECT])
+        return {"ms_max": goal.ms_max, "ms": took, "met": took <= goal.ms_max}
+    return None if goal is None else _judged_ratio(goal, outcome.ratio_to(goal.rival))
+
+
+def _judged_ratio(goal: Goal, ratio: Spread | None) -> dict[str, Any] | None:
+    if ratio is None:
         return None
     milestone = goal.milestone
     return {
         "ratio": goal.ratio,
+        "rival": goal.rival,
         "met": ratio.median >= goal.ratio,
         "milestone": milestone,
         "milestone_met": None if milestone is None else ratio.median >= milestone,
