@@ -136,6 +136,10 @@ class Record:
             raise Corrupt(f"{what} at offset {offset} has a wrong checksum")
         return self._tuple._make(self._struct.unpack(raw))
 
+    def view(self, data: Buffer, offset: int = 0) -> Any:
+        """The record at `offset` of `data`, whose seal was checked before."""
+        return self._tuple._make(self._struct.unpack_from(data, offset))
+
     # A record that is being made, in a table of such ------------------------------------------
 
     def packer(self, *names: str) -> struct.Struct:
@@ -195,6 +199,12 @@ RO1_NODE: Final = Record(layout.Ro1Node)
 RO1_ENTRY: Final = Record(layout.Ro1Entry)
 RO1_EXTENT: Final = Record(layout.Ro1Extent)
 INDEX_HEADER: Final = Record(layout.IndexHeader)
+WF1_SUPERBLOCK: Final = Record(layout.Wf1Superblock)
+WF1_CHECKPOINT: Final = Record(layout.Wf1Checkpoint)
+WF1_FRAME: Final = Record(layout.Wf1Frame)
+WF1_NODE: Final = Record(layout.Wf1Node)
+WF1_ENTRY: Final = Record(layout.Wf1Entry)
+WF1_EXTENT: Final = Record(layout.Wf1Extent)
 
 BLOCK_BYTES: Final = int(layout.blockBytes)
 

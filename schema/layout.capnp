@@ -112,3 +112,115 @@ struct IndexHeader {
   reserved @12 :UInt32;
   crc @13 :UInt32;
 }
+
+# CAPOSWF1, docs/spec/caposwf1.md ------------------------------------------------------------------
+
+const wf1Magic :UInt64 = 0x314657534f504143;         # "CAPOSWF1"
+const wf1Version :UInt32 = 1;
+const wf1CheckpointMagic :UInt64 = 0x504b434657534f43;  # "COSWFCKP"
+
+# The superblocks, and where segments begin, in blocks.
+const wf1SuperblockLbas :List(UInt32) = [256, 264];
+const wf1SegmentsLba :UInt32 = 272;
+
+# Kinds of nodes beside those of Wire.NodeKind: an overlay's mark for a name that is gone.
+const wf1Whiteout :UInt16 = 256;
+
+# Bits of `Wf1Node.flags`.
+const wf1Executable :UInt16 = 1;
+const wf1Opaque :UInt16 = 2;
+const wf1Removed :UInt16 = 4;
+
+struct Wf1Superblock {
+  magic @0 :UInt64;
+  features @1 :UInt64;
+  generation @2 :UInt64;
+  imageIdLow @3 :UInt64;
+  imageIdHigh @4 :UInt64;
+  regionBlocks @5 :UInt64;
+  created @6 :Int64;
+  checkpointLba @7 :UInt64;
+  logLba @8 :UInt64;
+  logSequence @9 :UInt64;
+  logKey @10 :UInt64;
+  durable @11 :UInt64;
+  segmentBlocks @12 :UInt32;
+  checkpointSum @13 :UInt32;
+  version @14 :UInt32;
+  crc @15 :UInt32;
+}
+
+struct Wf1Checkpoint {
+  magic @0 :UInt64;
+  sequence @1 :UInt64;
+  nextNode @2 :UInt64;
+  changes @3 :UInt64;
+  nodeCount @4 :UInt64;
+  entryCount @5 :UInt64;
+  extentCount @6 :UInt64;
+  heapBytes @7 :UInt64;
+  runCount @8 :UInt32;
+  usageCount @9 :UInt32;
+  headSum @10 :UInt32;
+  crc @11 :UInt32;
+}
+
+struct Wf1Frame {
+  key @0 :UInt64;
+  epoch @1 :UInt64;
+  sequence @2 :UInt64;
+  durable @3 :UInt64;
+  next @4 :UInt64;
+  nodeCount @5 :UInt32;
+  entryCount @6 :UInt32;
+  extentCount @7 :UInt32;
+  heapBytes @8 :UInt32;
+  payloadSum @9 :UInt32;
+  crc @10 :UInt32;
+}
+
+struct Wf1Node {
+  id @0 :UInt64;
+  size @1 :UInt64;
+  created @2 :Int64;
+  modified @3 :Int64;
+  version @4 :UInt64;
+  parent @5 :UInt64;
+  first @6 :UInt64;
+  kind @7 :UInt16;
+  flags @8 :UInt16;
+  provenance @9 :Wire.Provenance;
+  reserved @10 :UInt16;
+  links @11 :UInt32;
+  count @12 :UInt32;
+  textSum @13 :UInt32;
+  reserved2 @14 :UInt32;
+  reserved3 @15 :UInt64;
+  reserved4 @16 :UInt64;
+  reserved5 @17 :UInt64;
+  reserved6 @18 :UInt64;
+  reserved7 @19 :UInt64;
+  reserved8 @20 :UInt32;
+  crc @21 :UInt32;
+}
+
+struct Wf1Entry {
+  directory @0 :UInt64;
+  node @1 :UInt64;
+  nameAt @2 :UInt32;
+  nameSum @3 :UInt32;
+  nameBytes @4 :UInt16;
+  reserved @5 :UInt16;
+  crc @6 :UInt32;
+}
+
+struct Wf1Extent {
+  fileOffset @0 :UInt64;
+  lba @1 :UInt64;
+  sum @2 :UInt32;
+  storedLess1 @3 :UInt16;
+  skip @4 :UInt16;
+  lengthLess1 @5 :UInt16;
+  reserved @6 :UInt16;
+  crc @7 :UInt32;
+}

@@ -1,0 +1,222 @@
+"""Writing a checkpoint of CAPOSWF1: the tables of one state, in bounded steps.
+
+Invariants:
+
+* The state that is written does not change meanwhile; what happens after it is in the log that
+  begins behind it.
+* Nothing points to the tables before the superblock does, which is written when they are durable.
+* A node without a name, which somebody holds, is not in the tables: after a crash nobody holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from capstore.images import wf1
+from capstore.images.device import BlockDevice
+from capstore.images.records import WF1_ENTRY, WF1_EXTENT, WF1_NODE, Record
+from capstore.images.wf1_base import Head, pack_head, table_starts
+from capstore.images.wf1_codec import Encoder
+from capstore.images.wf1_content import Extent, all_extents
+from capstore.images.wf1_space import TABLE, Space
+from capstore.images.wf1_state import Counts, Node, State
+from capstore.schema.errors import Corrupt
+from capstore.schema.limits import KIB, PAGE_ENTRIES_MAX
+
+# A step handles about so many records.
+STEP_RECORDS: Final = 2000
+_BUFFER_BYTES: Final = 256 * KIB
+_TABLES: Final[tuple[Record, ...]] = (WF1_NODE, WF1_ENTRY, WF1_EXTENT)
+
+
+def orphans_of(state: State) -> list[Node]:
+    """The nodes without a name, which a checkpoint leaves out."""
+    return [node for node in state.nodes.values() if node is not None and not node.links]
+
+
+def written_counts(state: State, orphans: Sequence[Node]) -> Counts:
+    """What the tables of a checkpoint of `state` hold."""
+    extents = sum(sum(1 for _ in all_extents(state.content(node))) for node in orphans)
+    heap = sum(len(node.target.encode()) for node in orphans)
+    counts = state.counts
+    return Counts(
+        counts.nodes - len(orphans), counts.entries, counts.extents - extents, counts.heap - heap
+    )
+
+
+def segments_for(geometry: wf1.Geometry, counts: Counts, segments: int) -> int:
+    """How many segments a checkpoint takes, of a volume of `segments`."""
+    runs = 1
+    while True:
+        starts = table_starts(runs, segments, counts)
+        needed = -(-(starts[3] + counts.heap) // geometry.segment_bytes)
+        if needed <= runs:
+            return runs
+        runs = needed
+
+
+class CheckpointWriter:
+    """Writes the tables of `state`, which `sequence` is the last frame of.
+
+    `live` are the live bytes of each segment.  Raises `NoSpace` where there is no room.
+    """
+
+    def __init__(
+        self,
+        device: BlockDevice,
+        space: Space,
+        state: State,
+        sequence: int,
+        live: Sequence[int],
+    ) -> None:
+        self._device = device
+        self._geometry = space.geometry
+        self._state = state
+        orphans = orphans_of(state)
+        counts = written_counts(state, orphans)
+        usage = list(live)
+        for node in orphans:
+            for extent in all_extents(state.content(node)):
+                usage[space.geometry.of_lba(extent.lba)] -= extent.length
+        needed = segments_for(self._geometry, counts, len(usage))
+        space.grow(needed)
+        runs = [space.allocate(TABLE) for _ in range(needed)]
+        self.head = Head(
+            sequence=sequence,
+            next_node=state.next_node,
+            changes=state.changes,
+            counts=counts,
+            runs=runs,
+            usage=usage,
+            starts=table_starts(len(runs), len(usage), counts),
+        )
+        self._streams = [_Stream(self, start) for start in self.head.starts]
+        self._heap_bytes = 0
+        # How many entries and extents there are so far.
+        self._rows = [0, 0]
+        self.head_sum = 0
+
+    def steps(self) -> Iterator[None]:
+        """Writes everything; each item is one step.  Raises `Corrupt` if the tables that the state
+        rests on are damaged, and what the device raises."""
+        pending = Encoder()
+        for node in live_nodes(self._state):
+            self._add(pending, node)
+            if len(pending.nodes) + len(pending.entries) + len(pending.extents) > STEP_RECORDS:
+                pending = self._drain(pending)
+                yield
+        self._drain(pending)
+        for stream in self._streams:
+            stream.finish()
+        self._check()
+        head, self.head_sum = pack_head(self.head)
+        self.write(0, head)
+
+    def _add(self, pending: Encoder, node: Node) -> None:
+        first = count = 0
+        if node.is_directory:
+            first, after = self._rows[0], ""
+            while names := self._state.list_names(node.id, after, PAGE_ENTRIES_MAX):
+                for name, number in names:
+                    pending.entry(node.id, name, number)
+                count += len(names)
+                after = names[-1][0]
+            self._rows[0] += count
+        elif node.kind == wf1.FILE:
+            first = self._rows[1]
+            for extent in all_extents(self._state.content(node)):
+                pending.extent(extent)
+                count += 1
+            self._rows[1] += count
+        pending.node(node, first, count)
+
+    def _drain(self, pending: Encoder) -> Encoder:
+        """Hands on what was encoded; a new encoder whose heap begins where the last one ended."""
+        nodes, entries, extents, heap = self._streams
+        nodes.write(b"".join(pending.nodes))
+        entries.write(b"".join(pending.entries))
+        extents.write(b"".join(pending.extents))
+        heap.write(bytes(pending.heap))
+        self._heap_bytes += len(pending.heap)
+        return Encoder(self._heap_bytes)
+
+    def _check(self) -> None:
+        counts, starts = self.head.counts, self.head.starts
+        wanted = [
+            start + count * record.size
+            for start, count, record in zip(
+                starts, (counts.nodes, counts.entries, counts.extents), _TABLES, strict=False
+            )
+        ]
+        wanted.append(starts[3] + counts.heap)
+        if [stream.at for stream in self._streams] != wanted:
+            raise Corrupt("the volume does not hold what it counted: no checkpoint was made")
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Writes at an offset of the checkpoint."""
+        size = self._geometry.segment_bytes
+        view = memoryview(data)
+        while view:
+            run, inside = divmod(offset, size)
+            piece = view[: size - inside]
+            self._device.write(self._geometry.start(self.head.runs[run]) + inside, piece)
+            view = view[len(piece) :]
+            offset += len(piece)
+
+
+class _Stream:
+    """One table, written from front to back."""
+
+    def __init__(self, writer: CheckpointWriter, at: int) -> None:
+        self._writer = writer
+        self._start = at
+        self._buffer = bytearray()
+
+    @property
+    def at(self) -> int:
+        return self._start + len(self._buffer)
+
+    def write(self, data: bytes) -> None:
+        self._buffer += data
+        if len(self._buffer) >= _BUFFER_BYTES:
+            self.finish()
+
+    def finish(self) -> None:
+        self._writer.write(self._start, bytes(self._buffer))
+        self._start += len(self._buffer)
+        self._buffer = bytearray()
+
+
+def live_nodes(state: State) -> Iterator[Node]:
+    """All nodes that have a name, ascending by their ids."""
+    changed = sorted(state.nodes)
+    at = 0
+    for record in state.base.records():
+        while at < len(changed) and changed[at] < record.id:
+            yield from _live(state, changed[at])
+            at += 1
+        if at < len(changed) and changed[at] == record.id:
+            yield from _live(state, changed[at])
+            at += 1
+        else:
+            yield state.base.decode_node(record)
+    for number in changed[at:]:
+        yield from _live(state, number)
+
+
+def _live(state: State, number: int) -> Iterator[Node]:
+    node = state.nodes[number]
+    if node is not None and node.links:
+        yield node
+
+
+def extents_in(
+    state: State, node: Node, wanted: frozenset[int], geometry: wf1.Geometry
+) -> list[Extent]:
+    """Those extents of a file that lie in the segments `wanted`."""
+    return [
+        extent
+        for extent in all_extents(state.content(node))
+        if geometry.of_lba(extent.lba) in wanted
+    ]

@@ -1,0 +1,190 @@
+"""Nodes, names and extents of CAPOSWF1 as records, in frames of the log and in checkpoints alike.
+
+Invariants: what is decoded was sealed, and is checked before it is used: kinds, names, targets and
+numbers that cannot be are `Corrupt`, with the place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from capstore.images import ro1, wf1
+from capstore.images.checksums import crc32c
+from capstore.images.records import BLOCK_BYTES, WF1_ENTRY, WF1_EXTENT, WF1_NODE
+from capstore.images.wf1_content import CHUNK_BYTES, Extent
+from capstore.images.wf1_state import Node
+from capstore.schema.errors import Corrupt, InvalidName
+from capstore.schema.limits import SYMLINK_TARGET_BYTES_MAX
+from capstore.schema.names import check_name
+
+SIZE_MAX: Final = (1 << 63) - 1
+_PROVENANCE_CODES: Final = {of.value: code for of, code in ro1.PROVENANCE_CODES.items()}
+
+
+class Encoder:
+    """Tables in the making; `heap_at` is how much of the heap is before this part of it."""
+
+    def __init__(self, heap_at: int = 0) -> None:
+        self._heap_at = heap_at
+        self.nodes: list[bytes] = []
+        self.entries: list[bytes] = []
+        self.extents: list[bytes] = []
+        self.heap = bytearray()
+
+    @property
+    def size(self) -> int:
+        """How many bytes the tables have."""
+        return (
+            len(self.nodes) * WF1_NODE.size
+            + len(self.entries) * WF1_ENTRY.size
+            + len(self.extents) * WF1_EXTENT.size
+            + len(self.heap)
+        )
+
+    def node(self, node: Node, first: int, count: int) -> None:
+        """A node whose text or extents or entries are at `first`, `count` in number."""
+        text = node.target.encode()
+        self.nodes.append(
+            WF1_NODE.pack(
+                id=node.id,
+                size=node.size,
+                created=node.created,
+                modified=node.modified,
+                version=node.version,
+                parent=node.parent,
+                first=self._heap_at + len(self.heap) if text else first,
+                kind=node.kind,
+                flags=node.flags,
+                provenance=_PROVENANCE_CODES[node.provenance.value],
+                links=node.links,
+                count=len(text) if text else count,
+                textSum=crc32c(text),
+            )
+        )
+        self.heap += text
+
+    def entry(self, directory: int, name: str, node: int) -> None:
+        """A name."""
+        raw = name.encode()
+        self.entries.append(
+            WF1_ENTRY.pack(
+                directory=directory,
+                node=node,
+                nameAt=self._heap_at + len(self.heap),
+                nameSum=crc32c(raw),
+                nameBytes=len(raw),
+            )
+        )
+        self.heap += raw
+
+    def extent(self, extent: Extent) -> None:
+        """A part of a file."""
+        self.extents.append(
+            WF1_EXTENT.pack(
+                fileOffset=extent.offset,
+                lba=extent.lba,
+                sum=extent.sum,
+                storedLess1=extent.stored - 1,
+                skip=extent.skip,
+                lengthLess1=extent.length - 1,
+            )
+        )
+
+    def tables(self) -> bytes:
+        """All of it: nodes, entries, extents, heap."""
+        return b"".join((*self.nodes, *self.entries, *self.extents, bytes(self.heap)))
+
+
+def node_of(record: Any, heap: bytes | None, at: int) -> Node:
+    """The node that a sealed record at offset `at` tells of; `heap` holds its target if it has one.
+
+    Raises `Corrupt`."""
+    where = f"node {record.id} at offset {at}"
+    if record.kind not in wf1.KINDS or record.provenance not in ro1.PROVENANCES:
+        raise Corrupt(f"{where} is of no known kind")
+    if record.id < wf1.ROOT or record.size > SIZE_MAX:
+        raise Corrupt(f"{where} has numbers that no node has")
+    target = ""
+    if record.kind == wf1.SYMLINK and not record.flags & wf1.REMOVED:
+        target = _target(record, heap, where)
+    return Node(
+        id=record.id,
+        kind=record.kind,
+        flags=record.flags,
+        links=record.links,
+        size=record.size,
+        created=record.created,
+        modified=record.modified,
+        provenance=ro1.PROVENANCES[record.provenance],
+        version=record.version,
+        parent=record.parent,
+        target=target,
+        content=None,
+    )
+
+
+def _target(record: Any, heap: bytes | None, where: str) -> str:
+    if heap is None or record.first + record.count > len(heap):
+        raise Corrupt(f"{where} has a target that is not there")
+    raw = heap[record.first : record.first + record.count]
+    return decoded_target(raw, record.textSum, where)
+
+
+def decoded_target(raw: bytes, checksum: int, where: str) -> str:
+    """A symbolic link's target.  Raises `Corrupt`."""
+    if crc32c(raw) != checksum:
+        raise Corrupt(f"{where} has a target with a wrong checksum")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        raise Corrupt(f"{where} has a target that is no UTF-8") from None
+    if not 0 < len(raw) <= SYMLINK_TARGET_BYTES_MAX or "\0" in text:
+        raise Corrupt(f"{where} has a target that no link has")
+    return text
+
+
+def decoded_name(raw: bytes, checksum: int, where: str) -> str:
+    """A name.  Raises `Corrupt`."""
+    if crc32c(raw) != checksum:
+        raise Corrupt(f"{where} has a name with a wrong checksum")
+    try:
+        return check_name(raw.decode())
+    except (UnicodeDecodeError, InvalidName):
+        raise Corrupt(f"{where} has no valid name") from None
+
+
+def extent_of(record: Any, at: int, geometry: wf1.Geometry, segments: int) -> Extent:
+    """The extent that a sealed record at offset `at` tells of.  Raises `Corrupt`."""
+    stored = record.storedLess1 + 1
+    extent = Extent(
+        offset=record.fileOffset,
+        length=record.lengthLess1 + 1,
+        lba=record.lba,
+        skip=record.skip,
+        stored=stored,
+        sum=record.sum,
+    )
+    segment = geometry.of_lba(extent.lba)
+    end = extent.lba * BLOCK_BYTES + stored
+    if (
+        extent.skip + extent.length > stored
+        or extent.end > SIZE_MAX
+        or extent.offset // CHUNK_BYTES != (extent.end - 1) // CHUNK_BYTES
+        or not 0 <= segment < segments
+        or end > geometry.start(segment + 1)
+    ):
+        raise Corrupt(f"the extent at offset {at} lies where none can be")
+    return extent
+
+
+def check_extents(extents: Sequence[Extent], size: int, where: str) -> Sequence[Extent]:
+    """`extents`, if they ascend, are disjoint and end within `size`; raises `Corrupt`."""
+    at = 0
+    for extent in extents:
+        if extent.offset < at:
+            raise Corrupt(f"{where} has extents that overlap")
+        at = extent.end
+    if at > size:
+        raise Corrupt(f"{where} has extents behind its end")
+    return extents

@@ -1,0 +1,231 @@
+"""The log of CAPOSWF1: frames of changes, one behind the other, from segment to segment.
+
+Invariants:
+
+* A frame holds whole changes.  It counts only if its seal and its payload's checksum fit, its key
+  is the superblock's (bytes of a file that look like a frame have another), its sequence is the
+  next, and its epoch is not less than the one before and not more than the superblock's.  The first
+  one that does not count ends the log.
+* The first block of a frame begins at a block of its segment; the last block of a segment is kept
+  for the frame that says where the log goes on.
+* `durable` of a frame is the sequence of a frame that a flush had made durable before this one was
+  written.  Frames behind the last such are believed only if the data they refer to is whole, since
+  a crash may have kept the frame and lost the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from capstore.images import wf1
+from capstore.images.checksums import crc32c
+from capstore.images.device import BlockDevice
+from capstore.images.records import (
+    BLOCK_BYTES,
+    WF1_ENTRY,
+    WF1_EXTENT,
+    WF1_FRAME,
+    WF1_NODE,
+    blocks_of,
+)
+from capstore.images.wf1_codec import (
+    Encoder,
+    check_extents,
+    decoded_name,
+    extent_of,
+    node_of,
+)
+from capstore.images.wf1_state import Change, NameChange, NodeChange
+from capstore.schema.errors import Corrupt
+
+
+def add_change(tables: Encoder, change: Change) -> None:
+    """Adds `change` to the tables of a frame."""
+    for node, extents in change.nodes:
+        tables.node(node, len(tables.extents), len(extents))
+        for extent in extents:
+            tables.extent(extent)
+    for directory, name, number in change.names:
+        tables.entry(directory, name, number)
+
+
+def change_bytes(change: Change) -> int:
+    """How much of a frame `change` takes."""
+    size = 0
+    for node, extents in change.nodes:
+        size += WF1_NODE.size + len(extents) * WF1_EXTENT.size + len(node.target.encode())
+    for _, name, _ in change.names:
+        size += WF1_ENTRY.size + len(name.encode())
+    return size
+
+
+def frame_bytes(tables: Encoder, **header: int) -> bytes:
+    """A frame of whole blocks; `header` gives key, epoch, sequence, durable and next."""
+    payload = tables.tables()
+    head = WF1_FRAME.pack(
+        nodeCount=len(tables.nodes),
+        entryCount=len(tables.entries),
+        extentCount=len(tables.extents),
+        heapBytes=len(tables.heap),
+        payloadSum=crc32c(payload),
+        **header,
+    )
+    size = len(head) + len(payload)
+    return (head + payload).ljust(blocks_of(size) * BLOCK_BYTES, b"\0")
+
+
+def frame_blocks_bytes(tables: Encoder) -> int:
+    """How long the frame of `tables` is, in bytes."""
+    return blocks_of(WF1_FRAME.size + tables.size) * BLOCK_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the next frame goes: `offset` in `segment`, its `sequence`, and the `epoch` of the
+    frame before it."""
+
+    segment: int
+    offset: int
+    sequence: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame that counts; `at` is its offset in the image, `behind` where the next one goes."""
+
+    at: int
+    header: Any
+    payload: bytes
+    behind: Position
+
+
+def read_frames(
+    device: BlockDevice, superblock: wf1.Superblock, geometry: wf1.Geometry, segments: int
+) -> Iterator[Frame]:
+    """The frames of the log, in order; ends where the log ends.
+
+    Raises `Corrupt` where a frame is missing that a later one shows to have been durable.
+    """
+    first = geometry.of_lba(superblock.log_lba)
+    position = Position(first, 0, superblock.log_sequence, 0)
+    seen = {first}
+    raw = _segment(device, geometry, position.segment)
+    while True:
+        found = _frame_at(raw, geometry, position, superblock)
+        if found is None:
+            _check_tail(raw, geometry, position, superblock.log_key)
+            return
+        target = found.header.next
+        if target:
+            segment = geometry.of_lba(target)
+            sound = 0 <= segment < segments and geometry.lba(segment) == target
+            if not sound or segment in seen:
+                raise Corrupt(f"the log at offset {found.at} goes on where it cannot")
+            seen.add(segment)
+            raw = _segment(device, geometry, segment)
+            position = Position(segment, 0, found.behind.sequence, found.behind.epoch)
+            found = Frame(found.at, found.header, found.payload, position)
+        position = found.behind
+        yield found
+
+
+def _segment(device: BlockDevice, geometry: wf1.Geometry, segment: int) -> bytes:
+    return device.read(geometry.start(segment), geometry.segment_bytes)
+
+
+def _header_at(raw: bytes, offset: int, key: int) -> Any | None:
+    """The sealed header at `offset` of a segment, if there is one."""
+    head = raw[offset : offset + WF1_FRAME.size]
+    try:
+        header = WF1_FRAME.unpack(head, "a frame")
+    except Corrupt:
+        return None
+    return header if header.key == key else None
+
+
+def _frame_at(
+    raw: bytes, geometry: wf1.Geometry, position: Position, superblock: wf1.Superblock
+) -> Frame | None:
+    header = _header_at(raw, position.offset, superblock.log_key)
+    if header is None or header.sequence != position.sequence:
+        return None
+    if not position.epoch <= header.epoch <= superblock.generation:
+        return None
+    start = position.offset + WF1_FRAME.size
+    end = start + _payload_bytes(header)
+    payload = raw[start:end]
+    if end > len(raw) or crc32c(payload) != header.payloadSum:
+        return None
+    behind = Position(
+        position.segment,
+        blocks_of(end) * BLOCK_BYTES,
+        position.sequence + 1,
+        header.epoch,
+    )
+    return Frame(geometry.start(position.segment) + position.offset, header, payload, behind)
+
+
+def _payload_bytes(header: Any) -> int:
+    return int(
+        header.nodeCount * WF1_NODE.size
+        + header.entryCount * WF1_ENTRY.size
+        + header.extentCount * WF1_EXTENT.size
+        + header.heapBytes
+    )
+
+
+def _check_tail(raw: bytes, geometry: wf1.Geometry, position: Position, key: int) -> None:
+    """Raises `Corrupt` if a frame behind `position` says that the one there was durable.
+
+    Frames that a crash cut off from the log, in an earlier life of the volume, say no such thing:
+    what was durable was not cut off.
+    """
+    for offset in range(position.offset + BLOCK_BYTES, len(raw), BLOCK_BYTES):
+        header = _header_at(raw, offset, key)
+        if header is not None and min(header.durable, header.sequence - 1) >= position.sequence:
+            at = geometry.start(position.segment) + position.offset
+            raise Corrupt(f"the log is damaged at offset {at}: a frame is missing")
+
+
+# What a frame says -------------------------------------------------------------------------------
+
+
+def decoded(frame: Frame, geometry: wf1.Geometry, segments: int) -> Change:
+    """The changes of a frame, as one: nodes in order, names in order.  Raises `Corrupt`."""
+    header, payload, at = frame.header, frame.payload, frame.at + WF1_FRAME.size
+    entries_at = header.nodeCount * WF1_NODE.size
+    extents_at = entries_at + header.entryCount * WF1_ENTRY.size
+    heap_at = extents_at + header.extentCount * WF1_EXTENT.size
+    heap = payload[heap_at:]
+    extents = [
+        extent_of(
+            WF1_EXTENT.unpack(payload[o : o + WF1_EXTENT.size], "an extent", at + o),
+            at + o,
+            geometry,
+            segments,
+        )
+        for o in range(extents_at, heap_at, WF1_EXTENT.size)
+    ]
+    nodes = []
+    for offset in range(0, entries_at, WF1_NODE.size):
+        where = at + offset
+        record = WF1_NODE.unpack(payload[offset : offset + WF1_NODE.size], "a node", where)
+        node = node_of(record, heap, where)
+        mine: Sequence[Any] = ()
+        if node.kind == wf1.FILE:
+            if record.first + record.count > len(extents):
+                raise Corrupt(f"node {node.id} at offset {where} has extents that are not there")
+            mine = extents[record.first : record.first + record.count]
+            check_extents(mine, node.size, f"node {node.id} at offset {where}")
+        nodes.append(NodeChange(node, mine))
+    names = []
+    for offset in range(entries_at, extents_at, WF1_ENTRY.size):
+        where = at + offset
+        record = WF1_ENTRY.unpack(payload[offset : offset + WF1_ENTRY.size], "an entry", where)
+        raw = heap[record.nameAt : record.nameAt + record.nameBytes]
+        name = decoded_name(raw, record.nameSum, f"the entry at offset {where}")
+        names.append(NameChange(record.directory, name, record.node))
+    return Change(nodes, names)

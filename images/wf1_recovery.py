@@ -1,0 +1,135 @@
+"""Opening CAPOSWF1: the last checkpoint, and the log behind it as far as it is whole.
+
+Invariants:
+
+* Nothing is written.  What is found is the state after some prefix of the operations, with all that
+  were durable: frames are taken in order, and those that may have been lost in part are believed
+  only as far as their data is whole.
+* No segment that a frame of the log ever referred to is free before the next checkpoint, since the
+  next recovery may have to look there.
+* Damage in front of what was durable is `Corrupt`: it is not taken for a tail that a crash tore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from capstore.images import wf1
+from capstore.images.checksums import crc32c
+from capstore.images.device import BlockDevice
+from capstore.images.records import BLOCK_BYTES
+from capstore.images.wf1_base import Tables, read_head
+from capstore.images.wf1_checkpoint import orphans_of
+from capstore.images.wf1_content import Extent
+from capstore.images.wf1_log import Frame, Position, decoded, read_frames
+from capstore.images.wf1_space import DATA, LOG, TABLE, Space
+from capstore.images.wf1_state import Change, NodeChange, State
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What was found: the `state`, where the log goes on (`position`), and the room there is.
+
+    `discarded` is how many frames were there but not believed.
+    """
+
+    superblock: wf1.Superblock
+    tables: Tables
+    state: State
+    space: Space
+    position: Position
+    log_segments: Sequence[int]
+    log_bytes: int
+    discarded: int
+
+
+def recover(device: BlockDevice) -> Recovered:
+    """Finds the state.  Raises `Corrupt`, `Unsupported`, and what the device raises."""
+    superblock = wf1.read_superblock(device)
+    geometry = wf1.Geometry(superblock.segment_blocks * BLOCK_BYTES)
+    grows = not superblock.region_blocks
+    space = Space(device, geometry, grows=grows, end=wf1.region_end(superblock, device.size()))
+    head = read_head(device, geometry, space.count, superblock)
+    tables = Tables(device, geometry, space.count, head)
+    for segment, live in enumerate(head.usage):
+        space.live[segment] = live
+        if live:
+            space.use[segment] = DATA
+    for segment in head.runs:
+        space.use[segment] = TABLE
+    state = State(tables, head.counts, head.next_node, head.changes)
+    frames = list(read_frames(device, superblock, geometry, space.count))
+    changes = [decoded(frame, geometry, space.count) for frame in frames]
+    count = _believed(device, superblock, frames, changes)
+    for change in changes[:count]:
+        state = _replay(state, change, space)
+    state = _without_orphans(state, space)
+    position = _position(superblock, geometry, frames[:count])
+    segments = _log_segments(superblock, geometry, frames[:count])
+    for segment in segments:
+        space.use[segment] = LOG
+        space.live[segment] = 0
+    space.take_stock()
+    log_bytes = sum(BLOCK_BYTES + len(frame.payload) for frame in frames[:count])
+    return Recovered(
+        superblock, tables, state, space, position, segments, log_bytes, len(frames) - count
+    )
+
+
+def _believed(
+    device: BlockDevice,
+    superblock: wf1.Superblock,
+    frames: Sequence[Frame],
+    changes: Sequence[Change],
+) -> int:
+    """How many of the frames count: behind the durable ones, as long as their data is whole."""
+    durable = max([superblock.durable, *(frame.header.durable for frame in frames)])
+    for number, (frame, change) in enumerate(zip(frames, changes, strict=True)):
+        if frame.header.sequence <= durable:
+            continue
+        if not all(_is_whole(device, e) for item in change.nodes for e in item.extents):
+            return number
+    return len(frames)
+
+
+def _is_whole(device: BlockDevice, extent: Extent) -> bool:
+    at = extent.lba * BLOCK_BYTES
+    if at + extent.stored > device.size():
+        return False
+    return crc32c(device.read(at, extent.stored)) == extent.sum
+
+
+def _replay(state: State, change: Change, space: Space) -> State:
+    state, effect = state.apply(change)
+    space.gained(effect.gained)
+    space.lost(effect.lost)
+    for extent in effect.gained:
+        space.use[space.geometry.of_lba(extent.lba)] = DATA
+    return state
+
+
+def _without_orphans(state: State, space: Space) -> State:
+    """The state without nodes that had lost their names and were held when the volume stopped."""
+    for node in orphans_of(state):
+        gone = node._replace(flags=node.flags | wf1.REMOVED, target="")
+        state = _replay(state, Change((NodeChange(gone),)), space)
+    return state
+
+
+def _position(
+    superblock: wf1.Superblock, geometry: wf1.Geometry, frames: Sequence[Frame]
+) -> Position:
+    if frames:
+        return frames[-1].behind
+    return Position(geometry.of_lba(superblock.log_lba), 0, superblock.log_sequence, 0)
+
+
+def _log_segments(
+    superblock: wf1.Superblock, geometry: wf1.Geometry, frames: Sequence[Frame]
+) -> list[int]:
+    segments = [geometry.of_lba(superblock.log_lba)]
+    for frame in frames:
+        if frame.behind.segment != segments[-1]:
+            segments.append(frame.behind.segment)
+    return segments
