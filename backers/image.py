@@ -128,7 +128,8 @@ class ImageVolume(Volume):
             except asyncio.CancelledError as error:
                 # What is under way in a worker is bounded, and must not lose its descriptor.
                 cancelled = error
-        tree.close()
+        # To give back a large mapping or temporary file takes long.
+        await in_worker(tree.close)
         if cancelled is not None:
             raise cancelled
 

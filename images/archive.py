@@ -25,14 +25,14 @@ from capstore.images.cpio_content import SummedContent
 from capstore.images.device import BlockDevice
 from capstore.images.devices import FileDevice, MemoryDevice
 from capstore.images.index import IndexBuilder
-from capstore.images.indexfile import Index, Source, index_path, load_index, save_index
+from capstore.images.indexfile import Index, Source, facts_of, index_path, load_index, save_index
 from capstore.images.records import RO1_EXTENT
 from capstore.images.ro1_build import index_image
 from capstore.images.ro1_tree import Ro1Tree
 from capstore.images.ro1_verify import verify_nodes
 from capstore.images.tar import index_tar
 from capstore.images.tree import Finding, Region
-from capstore.schema.errors import StorageError, from_os_error
+from capstore.schema.errors import InvalidArgument, StorageError, from_os_error
 from capstore.schema.limits import INDEX_BYTES_MIN, INDEX_RATIO_MAX
 from capstore.schema.nodes import Usage
 
@@ -128,13 +128,17 @@ def open_archive(
     raises, `Corrupt` for what is no such archive, `TooLarge` for an index or a decompressed
     archive over its limits.
     """
+    named = _identity(path)
     raw = FileDevice.open(path, writable=False)
     try:
-        source = Source.of(raw, _modified(path))
-        kept = index_path(cache, path, kind) if cache is not None else None
+        source = Source.of(raw, named[2])
+        kept = None
+        # If the name was given to another file meanwhile, the time may be that one's.
+        if cache is not None and _identity(path) == named:
+            kept = index_path(cache, path, kind)
         index = load_index(kept, source) if kept is not None else None
         if index is not None:
-            with contextlib.suppress(StorageError, KeyError, TypeError):
+            with contextlib.suppress(StorageError):
                 return _from_index(raw, kind, index)
             index.device.close()
         return _from_pass(raw, kind, source, kept)
@@ -143,11 +147,15 @@ def open_archive(
         raise
 
 
-def _modified(path: str | os.PathLike[str]) -> int:
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """Device, inode and modification time (ns since 1970) of what `path` names."""
     try:
-        return Path(path).stat().st_mtime_ns
+        found = Path(path).stat()
     except OSError as error:
-        raise from_os_error(error, "the archive") from error
+        raise from_os_error(error, "the archive") from None
+    except ValueError:
+        raise InvalidArgument("the archive: not a path") from None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _from_index(raw: BlockDevice, kind: str, index: Index) -> ArchiveTree:
@@ -156,8 +164,7 @@ def _from_index(raw: BlockDevice, kind: str, index: Index) -> ArchiveTree:
     data: BlockDevice = raw
     if compression:
         data = open_compressed(raw, points=index.points)
-    findings = tuple(Finding(*row) for row in index.facts["findings"])
-    archive = Archive(kind, compression, raw.size(), findings, int(index.facts["dropped"]))
+    archive = Archive(kind, compression, raw.size(), index.findings, index.dropped)
     return ArchiveTree(index.device, index.view, data, archive)
 
 
@@ -190,10 +197,10 @@ def _indexed(
     archive = Archive(kind, compression, size, tuple(builder.findings), builder.findings_dropped)
     image = index_image(builder.table.tables(), size)
     if kept is not None:
-        rows = [[found.where, found.message, found.offset] for found in archive.findings]
-        with contextlib.suppress(OSError):
+        facts = facts_of(archive.findings, archive.dropped)
+        with contextlib.suppress(OSError, StorageError):
             kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            save_index(kept, source, image, {"findings": rows, "dropped": archive.dropped}, points)
+            save_index(kept, source, image, facts, points)
     device = MemoryDevice(image, read_only=True)
     return ArchiveTree(device, device.view, data, archive)
 

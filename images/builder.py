@@ -11,9 +11,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from capstore.schema.errors import InvalidArgument, Unsupported
+from capstore.schema.limits import SYMLINK_TARGET_BYTES_MAX
 from capstore.schema.nodes import Buffer, Provenance
 
 Path = Sequence[str]
+
+
+def check_named(path: Path) -> None:
+    """Raises `InvalidArgument` for the root's path: only a directory is there."""
+    if not path:
+        raise InvalidArgument("the root is a directory")
+
+
+def check_target(path: Path, target: str) -> None:
+    """Raises `Unsupported` for a `target` that the symbolic link `path` cannot have in an image."""
+    check_named(path)
+    try:
+        size = len(target.encode())
+    except UnicodeEncodeError:
+        raise Unsupported(f'"{path[-1]}" has a target that is no UTF-8') from None
+    if not 0 < size <= SYMLINK_TARGET_BYTES_MAX or "\0" in target:
+        limits = f"1 to {SYMLINK_TARGET_BYTES_MAX} bytes and no NUL"
+        raise Unsupported(f'"{path[-1]}" has a target that is none: it has {limits}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +49,8 @@ class Facts:
 class TreeBuilder(ABC):
     """An image in the making.  A path is a sequence of names; the root's is empty.
 
+    A file is whole before anything else is called.  After an error only `abort` makes sense.
+
     Every method raises what the output's device raises, and `Unsupported`, with the path's last
     name, for what the format cannot hold.
     """
@@ -43,7 +65,7 @@ class TreeBuilder(ABC):
 
     @abstractmethod
     def write(self, data: Buffer) -> None:
-        """The next bytes of the file that was begun."""
+        """The next bytes of the file that was begun.  Raises `InvalidArgument` for too many."""
 
     @abstractmethod
     def end_file(self) -> None:
@@ -51,7 +73,7 @@ class TreeBuilder(ABC):
 
     @abstractmethod
     def symlink(self, path: Path, facts: Facts, target: str) -> None:
-        """A symbolic link."""
+        """A symbolic link; its target has 1 to 4095 bytes of UTF-8 and no NUL."""
 
     @abstractmethod
     def link(self, path: Path, original: Path) -> None:

@@ -15,7 +15,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
-from capstore.images.builder import Facts, Path, TreeBuilder
+from capstore.images.builder import Facts, Path, TreeBuilder, check_named, check_target
 from capstore.images.cpio_header import (
     CPIO_NAME_BYTES_MAX,
     NEWC_MAGIC,
@@ -59,6 +59,7 @@ class CpioBuilder(TreeBuilder):
         self._header(path, self._new(path, facts, stat.S_IFDIR | 0o755), 0, nlink=2)
 
     def begin_file(self, path: Path, facts: Facts, size: int) -> None:
+        check_named(path)
         if size > _NUMBER_MAX:
             raise TooLarge(f'"{path[-1]}" is longer than a file in a cpio archive may be')
         mode = stat.S_IFREG | (0o755 if facts.executable else 0o644)
@@ -74,6 +75,7 @@ class CpioBuilder(TreeBuilder):
         self._output.end()
 
     def symlink(self, path: Path, facts: Facts, target: str) -> None:
+        check_target(path, target)
         original = self._new(path, facts, stat.S_IFLNK | 0o777)
         original.target = stored_bytes(target, path)
         self._symlink(path, original)
@@ -81,6 +83,7 @@ class CpioBuilder(TreeBuilder):
 
     def link(self, path: Path, original: Path) -> None:
         """A further name; of a symbolic link, which has one in a cpio archive, a second one."""
+        check_named(path)
         known = self._originals.get(stored_path(original))
         if known is None:
             raise InvalidArgument("a further name of a file that did not come before")
@@ -114,8 +117,6 @@ class CpioBuilder(TreeBuilder):
 
     def _symlink(self, path: Path, original: _Original) -> None:
         target = original.target or b""
-        if len(target) >= CPIO_NAME_BYTES_MAX:
-            raise Unsupported(f'"{path[-1]}" has too long a target for a cpio archive')
         self._header(path, original, len(target))
         self._output.write(target + bytes(-len(target) % 4))
 

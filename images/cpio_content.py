@@ -11,7 +11,7 @@ import numpy as np
 
 from capstore.images.device import BlockDevice
 from capstore.images.tree import Content
-from capstore.schema.errors import Corrupt, InvalidArgument
+from capstore.schema.errors import Corrupt
 from capstore.schema.limits import MIB
 
 _PIECE_BYTES: Final = 1 * MIB
@@ -48,11 +48,6 @@ class SummedContent(Content):
         if got and not self._device.read_now(self._offset + offset, view[:got]):
             return None
         return got
-
-    def _clip(self, offset: int, view: memoryview) -> int:
-        if offset < 0:
-            raise InvalidArgument("an offset is not negative")
-        return max(0, min(len(view), self.size - offset))
 
     def _verify(self) -> None:
         total = 0

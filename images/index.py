@@ -109,11 +109,14 @@ class IndexBuilder:
 
     def find(self, path: bytes) -> int | None:
         """The node that `path` stands for now."""
-        at: int | None = ROOT
+        at = ROOT
         for part in path.split(b"/"):
             if part in (b"", b"."):
                 continue
-            at = self.table.children.get(at, {}).get(from_bytes(part)) if at is not None else None
+            child = self.table.children.get(at, {}).get(from_bytes(part))
+            if child is None:
+                return None
+            at = child
         return at
 
     def _bind_directory(self, path: bytes, node: int, offset: int) -> None:

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from capstore.images.checksums import crc32c
 from capstore.images.device import BlockDevice
 from capstore.images.devices import MappedDevice, WindowDevice
 from capstore.images.durable import replace_file
 from capstore.images.records import BLOCK_BYTES, INDEX_HEADER
+from capstore.images.tree import Finding
 from capstore.schema import layout
 from capstore.schema.errors import Corrupt, StorageError
 from capstore.schema.limits import KIB
@@ -51,11 +54,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """An index: the image with external data, what else was found out, and seek points."""
+    """An index: the image with external data, what the pass could not serve (`dropped` counts
+    findings that were not kept), and seek points."""
 
     device: BlockDevice
     view: memoryview
-    facts: dict[str, Any]
+    findings: tuple[Finding, ...]
+    dropped: int
     points: bytes
 
 
@@ -65,18 +70,38 @@ def index_path(folder: Path, archive: str | os.PathLike[str], kind: str) -> Path
     return folder / f"{hashlib.sha256(word).hexdigest()[:32]}.index"
 
 
-def save_index(
-    path: Path, source: Source, image: bytes, facts: dict[str, Any], points: bytes
-) -> None:
-    """Writes the file.  Raises OSError."""
-    raw_facts = json.dumps(facts).encode()
-    body = image + raw_facts + points
+def facts_of(findings: Sequence[Finding], dropped: int) -> bytes:
+    """What the pass could not serve, as the file has it."""
+    rows = [[found.where, found.message, found.offset] for found in findings]
+    return json.dumps({"findings": rows, "dropped": dropped}).encode()
+
+
+def _parsed_facts(raw: bytes) -> tuple[tuple[Finding, ...], int]:
+    """The reverse of `facts_of`; raises `Corrupt`."""
+    try:
+        facts = json.loads(raw)
+        findings = tuple(_finding(*row) for row in facts["findings"])
+        return findings, operator.index(facts["dropped"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise Corrupt("the index has facts that are none") from None
+
+
+def _finding(where: object, message: object, offset: object) -> Finding:
+    if not (isinstance(where, str) and isinstance(message, str)):
+        raise TypeError
+    return Finding(where, message, None if offset is None else operator.index(offset))  # type: ignore[arg-type]
+
+
+def save_index(path: Path, source: Source, image: bytes, facts: bytes, points: bytes) -> None:
+    """Writes the file.  Raises OSError, and `InvalidArgument` for a time that 64 bits do not
+    hold."""
+    body = image + facts + points
     header = INDEX_HEADER.pack(
         magic=_MAGIC,
         sourceBytes=source.size,
         sourceModified=source.modified,
         tableBlocks=len(image) // BLOCK_BYTES,
-        factsBytes=len(raw_facts),
+        factsBytes=len(facts),
         pointsBytes=len(points),
         bodySum=crc32c(body),
         version=_VERSION,
@@ -92,7 +117,7 @@ def _hash_fields(source: Source) -> dict[str, int]:
 
 def load_index(path: Path, source: Source) -> Index | None:
     """The index of `source` that is kept at `path`; None where there is none that can be used."""
-    with suppress(OSError, StorageError, ValueError):
+    with suppress(StorageError):
         device = MappedDevice.open(path)
         try:
             return _checked(device, source)
@@ -115,9 +140,11 @@ def _checked(device: MappedDevice, source: Source) -> Index:
         raise Corrupt("the index is cut off")
     if crc32c(device.view[BLOCK_BYTES:]) != header.bodySum:
         raise Corrupt("the index has a wrong checksum")
+    findings, dropped = _parsed_facts(device.view[facts_at:points_at].tobytes())
     return Index(
         WindowDevice(device, BLOCK_BYTES, tables, owns=True),
         device.view[BLOCK_BYTES:facts_at],
-        json.loads(device.view[facts_at:points_at].tobytes()),
+        findings,
+        dropped,
         device.view[points_at:].tobytes(),
     )

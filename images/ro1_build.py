@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from capstore.images import ro1
-from capstore.images.builder import Facts, Path, TreeBuilder
+from capstore.images.builder import Facts, Path, TreeBuilder, check_named, check_target
 from capstore.images.checksums import crc32c
 from capstore.images.device import BlockDevice
 from capstore.images.nodetable import ROOT, ExtentRow, NodeTable, Tables
@@ -39,18 +39,19 @@ class Ro1Builder(TreeBuilder):
     """Writes an image onto `device`, from its beginning.
 
     `built` (ns since 1970) and `label` go into the superblock.  Raises `InvalidArgument` for a
-    label over 255 bytes.
+    label that is no UTF-8 or over 255 bytes, and for calls in a wrong order.
     """
 
     def __init__(self, device: BlockDevice, *, label: str = "", built: int = 0) -> None:
-        self._label = label.encode()
-        if len(self._label) > ro1.LABEL_BYTES_MAX:
-            raise InvalidArgument(f"a label has at most {ro1.LABEL_BYTES_MAX} bytes")
+        self._label = label.encode(errors="replace")
+        if len(self._label) > ro1.LABEL_BYTES_MAX or self._label.decode() != label:
+            raise InvalidArgument(f"a label has at most {ro1.LABEL_BYTES_MAX} bytes of UTF-8")
         self._built = built
         self._table = NodeTable()
         self._output = _Output(device)
         self._sums = array("I")
         self._file: _OpenFile | None = None
+        self._finished = False
 
     # Nodes ---------------------------------------------------------------------------------------
 
@@ -62,17 +63,26 @@ class Ro1Builder(TreeBuilder):
             self._table.copy_facts(ROOT, node)
 
     def symlink(self, path: Path, facts: Facts, target: str) -> None:
+        check_target(path, target)
         node = self._add(NodeKind.SYMLINK, facts)
         self._bind(path, node)
         self._table.set_target(node, target.encode())
 
     def link(self, path: Path, original: Path) -> None:
+        self._check_whole()
         node = self._find(original)
         if self._table.is_directory(node):
             raise InvalidArgument("a directory has one name")
         self._bind(path, node)
 
+    def _check_whole(self) -> None:
+        if self._finished:
+            raise InvalidArgument("the image is finished")
+        if self._file is not None:
+            raise InvalidArgument("the file before is not whole")
+
     def _add(self, kind: NodeKind, facts: Facts) -> int:
+        self._check_whole()
         return self._table.add(
             kind,
             modified=facts.modified,
@@ -82,6 +92,7 @@ class Ro1Builder(TreeBuilder):
         )
 
     def _bind(self, path: Path, node: int) -> None:
+        check_named(path)
         names = self._table.children[self._find(path[:-1])]
         name = check_name(path[-1])
         if name in names:
@@ -108,6 +119,8 @@ class Ro1Builder(TreeBuilder):
     def write(self, data: Buffer) -> None:
         file = self._begun()
         view = memoryview(data).cast("B")
+        if file.done + len(file.pending) + len(view) > file.size:
+            raise InvalidArgument("the file is longer than it was to be")
         while view:
             piece = view[: CHUNK_BYTES - len(file.pending)]
             file.pending += piece
@@ -119,9 +132,9 @@ class Ro1Builder(TreeBuilder):
         file = self._begun()
         if file.pending:
             self._put_chunk(file)
-        self._file = None
         if file.done != file.size:
-            raise InvalidArgument(f"a file of {file.size} bytes was given {file.done}")
+            raise InvalidArgument("the file is shorter than it was to be")
+        self._file = None
         self._table.set_content(file.node, file.size, file.extents)
 
     def _begun(self) -> _OpenFile:
@@ -153,8 +166,8 @@ class Ro1Builder(TreeBuilder):
     # The end -------------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        if self._file is not None:
-            raise InvalidArgument("a file is not whole")
+        self._check_whole()
+        self._finished = True
         output = self._output
         output.align()
         data = Span("data", _DATA_AT, output.at - _DATA_AT, 0)

@@ -34,7 +34,7 @@ from capstore.schema.errors import (
     NotFound,
     Unsupported,
 )
-from capstore.schema.limits import PAGE_BYTES_MAX, PAGE_ENTRIES_MAX
+from capstore.schema.limits import PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, SYMLINK_TARGET_BYTES_MAX
 from capstore.schema.names import check_name
 from capstore.schema.nodes import Entry, NodeKind, Page, Provenance, Stat, Usage
 
@@ -47,6 +47,8 @@ _DIRECTORY: Final = ro1.KIND_CODES[NodeKind.DIRECTORY]
 _SYMLINK: Final = ro1.KIND_CODES[NodeKind.SYMLINK]
 # A read-only image never changes.
 _VERSION: Final = 1
+# To check the seals of more takes long enough to keep others waiting.
+_EXTENTS_AT_ONCE_MAX: Final = 1024
 
 
 class Ro1Tree(ImageTree):
@@ -117,9 +119,17 @@ class Ro1Tree(ImageTree):
         return raw
 
     def text_of(self, record: Any) -> str:
-        """The target of a symbolic link, or what is wrong with a damaged file."""
+        """The target of a symbolic link, or what is wrong with a damaged file.
+
+        Raises `Corrupt`, also for a text that no target can be.
+        """
+        if not 0 < record.count <= SYMLINK_TARGET_BYTES_MAX:
+            raise Corrupt(f"a text of {record.count} bytes is none")
         raw = self._text(record.first, record.count, record.check, "the text")
-        return _decoded(raw, "the text", self.superblock.heap.start + record.first)
+        at = self.superblock.heap.start + record.first
+        if b"\0" in raw:
+            raise Corrupt(f"the text at offset {at} has a NUL")
+        return _decoded(raw, "the text", at)
 
     def _text(self, at: int, length: int, checksum: int, what: str) -> bytes:
         heap = self.superblock.heap
@@ -202,18 +212,24 @@ class Ro1Tree(ImageTree):
         entries: list[Entry] = []
         room, last = PAGE_BYTES_MAX, b""
         for number in range(low, high):
-            record = self.entry(number, directory)
-            raw = self.raw_name(record)
+            raw, entry = self.named_entry(number, directory)
             if entries and raw <= last:
                 raise Corrupt(f"entry {number} of node {directory} is out of order")
-            name = _checked_name(raw, number)
-            entry = self._entry_of(name, record, directory, number)
             room -= len(raw) + len((entry.target or "").encode())
             if room < 0 and entries:
                 break
             entries.append(entry)
             last = raw
         return entries
+
+    def named_entry(self, number: int, directory: int) -> tuple[bytes, Entry]:
+        """The entry of this number, which has to be one of `directory`, and the bytes of its name.
+
+        Raises `Corrupt`.
+        """
+        record = self.entry(number, directory)
+        raw = self.raw_name(record)
+        return raw, self._entry_of(_checked_name(raw, number), record, directory, number)
 
     # Content -------------------------------------------------------------------------------------
 
@@ -233,6 +249,10 @@ class Ro1Tree(ImageTree):
             at = int(extents[0, 2]) if len(extents) else 0
             return self._summed(self._data, record.size, at, record.check)
         return ExtentContent(self._data, record.size, extents)
+
+    def content_waits(self, node: int) -> bool:
+        record = self.node(node)
+        return bool(record.kind == _FILE and record.count > _EXTENTS_AT_ONCE_MAX)
 
     def extents_of(self, record: Any, node: int) -> tuple[Extents, np.ndarray[Any, Any]]:
         """A file's extents, and the numbers of their first checksums."""

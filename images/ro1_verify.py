@@ -6,16 +6,15 @@ check of what it has nothing to do with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Final
 
 from capstore.images import ro1
 from capstore.images.device import BlockDevice
-from capstore.images.records import BLOCK_BYTES, RO1_ENTRY, RO1_EXTENT, RO1_NODE, Record
+from capstore.images.records import BLOCK_BYTES, RO1_ENTRY, RO1_EXTENT, RO1_NODE
 from capstore.images.ro1 import Span
 from capstore.images.tree import Finding
 from capstore.schema.errors import Corrupt, StorageError
-from capstore.schema.limits import PAGE_ENTRIES_MAX
 from capstore.schema.nodes import NodeKind
 
 if TYPE_CHECKING:
@@ -25,18 +24,13 @@ _SLICE_RECORDS: Final = 1 << 16
 
 
 def verify(tree: Ro1Tree, device: BlockDevice) -> Iterator[Finding]:
-    """The findings, in the order of superblocks, seals, nodes.
+    """The findings, in the order of superblocks, extents, label, nodes.
 
     Bytes of files are not read: whoever reads them checks them.
     """
     yield from _superblocks(device)
     superblock = tree.superblock
-    for span, record in (
-        (superblock.nodes, RO1_NODE),
-        (superblock.entries, RO1_ENTRY),
-        (superblock.extents, RO1_EXTENT),
-    ):
-        yield from _seals(tree, span, record)
+    yield from _extent_seals(tree, superblock.extents)
     try:
         _ = tree.label
     except Corrupt as error:
@@ -52,14 +46,14 @@ def _superblocks(device: BlockDevice) -> Iterator[Finding]:
             yield Finding(f"superblock {slot}", error.message, lba * BLOCK_BYTES)
 
 
-def _seals(tree: Ro1Tree, span: Span, record: Record) -> Iterator[Finding]:
+def _extent_seals(tree: Ro1Tree, span: Span) -> Iterator[Finding]:
     for first in range(0, span.count, _SLICE_RECORDS):
         count = min(_SLICE_RECORDS, span.count - first)
-        at = span.start + first * record.size
-        for index in record.unsealed(tree.view[at : at + count * record.size]):
+        at = span.start + first * RO1_EXTENT.size
+        for index in RO1_EXTENT.unsealed(tree.view[at : at + count * RO1_EXTENT.size]):
             number = first + int(index)
-            where = span.start + number * record.size
-            yield Finding(f"{record.name} {number}", "a wrong checksum", where)
+            where = span.start + number * RO1_EXTENT.size
+            yield Finding(f"extent {number}", "a wrong checksum", where)
 
 
 def verify_nodes(tree: Ro1Tree) -> Iterator[Finding]:
@@ -68,14 +62,13 @@ def verify_nodes(tree: Ro1Tree) -> Iterator[Finding]:
     for number in range(tree.superblock.nodes.count):
         try:
             node = tree.node(number)
-        except Corrupt:
-            continue  # its seal is a finding already
+        except Corrupt as error:
+            where = tree.superblock.nodes.start + number * RO1_NODE.size
+            yield Finding(f"node {number}", error.message, where)
+            continue
         kind = ro1.KINDS[node.kind]
         if kind is NodeKind.DIRECTORY:
-            if node.first != next_entry and node.count:
-                yield Finding(f"node {number}", "its entries do not follow those before")
-            next_entry = node.first + node.count
-            yield from _directory(tree, number)
+            next_entry = yield from _directory(tree, number, next_entry)
         elif kind is NodeKind.FILE:
             try:
                 tree.content(number)
@@ -85,17 +78,27 @@ def verify_nodes(tree: Ro1Tree) -> Iterator[Finding]:
         yield Finding("entries", "there are some that no directory has")
 
 
-def _directory(tree: Ro1Tree, number: int) -> Iterator[Finding]:
-    after = ""
+def _directory(tree: Ro1Tree, number: int, next_entry: int) -> Generator[Finding, None, int]:
+    """Checks the directory, whose entries should begin at `next_entry`; returns where they end."""
     try:
-        while True:
-            page = tree.list(number, after, PAGE_ENTRIES_MAX)
-            for entry in page.entries:
-                child = tree.node(entry.stat.node_id)
-                if entry.stat.kind is NodeKind.DIRECTORY and child.parent != number:
-                    yield Finding(f"node {entry.stat.node_id}", "is said to be elsewhere")
-            if not page.more:
-                return
-            after = page.entries[-1].name
-    except StorageError as error:
+        low, high = tree.range_of(number)
+    except Corrupt as error:
         yield Finding(f"directory {number}", error.message)
+        return next_entry
+    if low != next_entry and low != high:
+        yield Finding(f"directory {number}", "its entries do not follow those before")
+    if low < next_entry:
+        # Each entry is looked at once, also where directories claim the same ones.
+        return next_entry
+    last = b""
+    for entry in range(low, high):
+        where = tree.superblock.entries.start + entry * RO1_ENTRY.size
+        try:
+            raw, _ = tree.named_entry(entry, number)
+        except Corrupt as error:
+            yield Finding(f"directory {number}", error.message, where)
+            continue
+        if raw <= last:
+            yield Finding(f"directory {number}", f"entry {entry} is out of order", where)
+        last = raw
+    return high

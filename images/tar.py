@@ -49,6 +49,8 @@ LONG_NAME_BYTES_MAX: Final = 64 * KIB
 RESYNC_BYTES_MAX: Final = 256 * MIB
 # What looking at one far place counts as in that.
 _JUMP_BYTES: Final = 256 * KIB
+# A path or target in a global header: it is looked at again for every member.
+GLOBAL_PATH_BYTES_MAX: Final = 4096
 _INT64_MAX: Final = (1 << 63) - 1
 _SECOND: Final = 1_000_000_000
 _MAGIC_AT: Final = slice(257, 262)
@@ -176,9 +178,10 @@ class _Walk:
         """The offset of the next header behind a damaged one at `offset`, if there is one."""
         size = number(self._scanner.take(offset, BLOCK_BYTES)[_SIZE_AT])
         at = offset + BLOCK_BYTES
-        self._search_left -= _JUMP_BYTES
-        if size is not None and 0 <= size <= _INT64_MAX and self._is_header(at + padded(size)):
-            return at + padded(size)
+        if self._search_left >= BLOCK_BYTES and size is not None and 0 <= size <= _INT64_MAX:
+            if self._is_header(at + padded(size)):
+                return at + padded(size)
+            self._search_left -= _JUMP_BYTES
         while at < self._scanner.size:
             if self._search_left < BLOCK_BYTES:
                 reason = "no header within the bytes that are searched; the rest is not shown"
@@ -218,7 +221,10 @@ class _Walk:
             self._index.refuse(b"", error.message, offset)
             keywords = {}
         for key, value in keywords.items():
-            if value:
+            if key in _GLOBAL and len(value) > GLOBAL_PATH_BYTES_MAX:
+                reason = f"a global header has a value over {GLOBAL_PATH_BYTES_MAX} bytes"
+                self._index.refuse(b"", reason, offset)
+            elif value:
                 self._globals[key] = value
             else:
                 self._globals.pop(key, None)
@@ -302,21 +308,22 @@ class _Walk:
             self._index.refuse(header.path, "it is sparse in a way of star's", offset)
             return offset + BLOCK_BYTES + padded(size)
         member = self._subject(header, offset, size)
-        try:
-            numbers, real, data = old_gnu_map(self._scanner, offset)
-        except (Corrupt, TooLarge) as error:
+        found = old_gnu_map(self._scanner, offset)
+        if found.error is not None:
             if member is not None:
-                self._damaged(member, 0, error.message)
+                self._damaged(member, 0, found.error.message)
+            # Each block of the map may be a header with a map that goes over the same blocks.
+            self._search_left -= found.end - offset
             return self._search(offset)
         if member is None:
-            return data + padded(size)
+            return found.end + padded(size)
         try:
-            rows = regions(numbers, real, data, member.size)
+            rows = regions(found.regions, found.size, found.end, member.size)
         except Corrupt as error:
-            self._damaged(member, real, error.message)
+            self._damaged(member, found.size, error.message)
         else:
-            self._content(member, real, rows, data + member.size)
-        return data + padded(member.size)
+            self._content(member, found.size, rows, found.end + member.size)
+        return found.end + padded(member.size)
 
     def _link(self, header: Header, offset: int, size: int) -> int:
         member = self._subject(header, offset, size)

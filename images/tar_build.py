@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import BinaryIO, Final
 
-from capstore.images.builder import Facts, Path, TreeBuilder
+from capstore.images.builder import Facts, Path, TreeBuilder, check_named, check_target
 from capstore.images.tar_header import OCTAL_MAX, ZERO_BLOCK, padded, ustar_header
 from capstore.images.tar_output import Output, stored_bytes, stored_path
 from capstore.images.tar_pax import PAX_BYTES_MAX, pax_record, time_text
@@ -34,6 +34,7 @@ class TarBuilder(TreeBuilder):
         self._member(b"5", path, facts, mode=0o755)
 
     def begin_file(self, path: Path, facts: Facts, size: int) -> None:
+        check_named(path)
         mode = 0o755 if facts.executable else 0o644
         self._member(b"0", path, facts, mode=mode, size=size)
         self._output.begin(size, padded(size) - size)
@@ -45,9 +46,11 @@ class TarBuilder(TreeBuilder):
         self._output.end()
 
     def symlink(self, path: Path, facts: Facts, target: str) -> None:
+        check_target(path, target)
         self._member(b"2", path, facts, mode=0o777, link=stored_bytes(target, path))
 
     def link(self, path: Path, original: Path) -> None:
+        check_named(path)
         self._member(b"1", path, Facts(), mode=0o644, link=stored_path(original))
 
     def finish(self) -> None:

@@ -10,12 +10,12 @@ Source: the GNU tar manual, "Storing Sparse Files" (formats old GNU, 0.0, 0.1 an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from capstore.images.tar_header import BLOCK_BYTES, number, padded
 from capstore.images.tar_pax import Keywords, parse_decimal
 from capstore.images.tar_scan import CHUNK_BYTES_MIN, Scanner
-from capstore.schema.errors import Corrupt, TooLarge, Unsupported
+from capstore.schema.errors import Corrupt, StorageError, TooLarge, Unsupported
 from capstore.schema.limits import MIB
 
 # Regions of one sparse member, and the length of the map that tells them (format 1.0).
@@ -59,27 +59,37 @@ def regions(numbers: Sequence[int], size: int, data: int, stored: int) -> Rows:
     return rows
 
 
-def old_gnu_map(scanner: Scanner, offset: int) -> tuple[list[int], int, int]:
-    """(regions, size of the file, offset of the data) of the old GNU header at `offset`.
+class OldMap(NamedTuple):
+    """What an old GNU header says: `regions` and `size` of the file, or `error`; where its map
+    ends, as far as it was read, and the data begins."""
 
-    Raises `Corrupt` and `TooLarge` for what is no map.
-    """
+    regions: list[int]
+    size: int
+    end: int
+    error: StorageError | None
+
+
+def old_gnu_map(scanner: Scanner, offset: int) -> OldMap:
+    """The map of the old GNU header at `offset`, with the blocks that continue it."""
     block = scanner.take(offset, BLOCK_BYTES)
     size = number(block[_HEADER_REAL])
-    found = _entries(block[_HEADER_MAP])
     more = block[_HEADER_MORE_AT]
-    offset += BLOCK_BYTES
-    while more:
-        block = scanner.take(offset, BLOCK_BYTES)
-        if len(block) != BLOCK_BYTES:
-            raise Corrupt("its sparse map is cut off")
-        found += _entries(block[_BLOCK_MAP])
-        _check_count(len(found) // 2)
-        more = block[_BLOCK_MORE_AT]
-        offset += BLOCK_BYTES
-    if size is None or not 0 <= size < 1 << 63:
-        raise Corrupt("its sparse map has no file size")
-    return found, size, offset
+    end = offset + BLOCK_BYTES
+    try:
+        found = _entries(block[_HEADER_MAP])
+        while more:
+            block = scanner.take(end, BLOCK_BYTES)
+            if len(block) != BLOCK_BYTES:
+                raise Corrupt("its sparse map is cut off")
+            end += BLOCK_BYTES
+            found += _entries(block[_BLOCK_MAP])
+            _check_count(len(found) // 2)
+            more = block[_BLOCK_MORE_AT]
+        if size is None or not 0 <= size < 1 << 63:
+            raise Corrupt("its sparse map has no file size")
+    except (Corrupt, TooLarge) as error:
+        return OldMap([], 0, end, error)
+    return OldMap(found, size, end, None)
 
 
 def _entries(raw: bytes) -> list[int]:

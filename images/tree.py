@@ -71,12 +71,19 @@ class Content(ABC):
         """As `read_into` if that needs no waiting, else None."""
         return None
 
+    def _clip(self, offset: int, view: memoryview) -> int:
+        """How many bytes of `view` the file has at `offset`.  Raises `InvalidArgument`."""
+        if offset < 0:
+            raise InvalidArgument("an offset is not negative")
+        return max(0, min(len(view), self.size - offset))
+
 
 class ExtentContent(Content):
     """A file whose bytes are in place on a device; what no extent covers reads as zeros."""
 
     def __init__(self, device: BlockDevice, size: int, extents: Extents) -> None:
-        """Raises `Corrupt` for extents that overlap or lie outside the file or the device."""
+        """Raises `Corrupt` for extents that are empty, overlap, or lie outside the file or the
+        device."""
         self.size = size
         self._device = device
         _check_extents(extents, size, device.size())
@@ -109,11 +116,6 @@ class ExtentContent(Content):
                 return None
         return got
 
-    def _clip(self, offset: int, view: memoryview) -> int:
-        if offset < 0:
-            raise InvalidArgument("an offset is not negative")
-        return max(0, min(len(view), self.size - offset))
-
     def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
         """(offset in the view, offset in the device or -1 for zeros, length), in order."""
         if not length:
@@ -143,6 +145,7 @@ def _check_extents(extents: Extents, size: int, device_size: int) -> None:
     # Each term is compared before it is added to: sums of forged numbers wrap around.
     sound = (
         (extents >= 0).all()
+        and (lengths > 0).all()
         and (lengths <= size).all()
         and (starts <= size - lengths).all()
         and (starts[1:] - starts[:-1] >= lengths[:-1]).all()

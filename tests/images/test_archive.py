@@ -12,6 +12,7 @@ import pytest
 
 from capstore.images import archive, indexfile
 from capstore.images.archive import ArchiveTree, open_archive
+from capstore.images.device import BlockDevice
 from capstore.images.formats import format_of, open_image
 from capstore.images.index import IndexBuilder
 from capstore.schema.errors import Busy, Corrupt, InvalidArgument, NotFound, TooLarge, Unsupported
@@ -138,6 +139,71 @@ def test_a_damaged_index_is_made_again(path: Path, cache: Path, passes: list[str
 
 def test_a_cache_that_cannot_be_written_is_no_error(path: Path) -> None:
     check(path, path)  # a file where a directory should be
+
+
+def test_a_time_that_no_index_holds_is_no_error(
+    path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filesystems hold times behind 2262, which are more than 63 bits of nanoseconds."""
+    monkeypatch.setattr(archive, "_identity", lambda path: (1, 2, 1 << 63))
+    check(path, cache)
+    check(path, cache)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        b'{"findings": [], "dropped": "x"}',
+        b'{"findings": [], "dropped": Infinity}',
+        b'{"findings": 1, "dropped": 0}',
+        b'{"findings": [["a"]], "dropped": 0}',
+        b'{"findings": [["a", 1, 2]], "dropped": 0}',
+        b'{"findings": [["a", "b", "c"]], "dropped": 0}',
+        b'{"findings": [["a", "b", 1, 2]], "dropped": 0}',
+        b"\xff",
+    ],
+)
+def test_facts_that_are_none_make_it_again(
+    facts: bytes, path: Path, cache: Path, passes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write there can also make the checksums right."""
+    with monkeypatch.context() as patched:
+        patched.setattr(archive, "facts_of", lambda findings, dropped: facts)
+        check(path, cache)
+    check(path, cache)
+    assert passes == ["tar", "tar"]
+    check(path, cache)
+    assert passes == ["tar", "tar"]
+
+
+def test_an_archive_that_is_replaced_while_it_is_opened_is_not_kept(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index of the old file must not get the time of the new one."""
+    path, other = tmp_path / "it.tar", tmp_path / "other.tar"
+    path.write_bytes(tar_of({"old": b"1"}))
+    other.write_bytes(tar_of({"new": b"1"}))
+    os.utime(other, ns=(5, 5))
+    of = indexfile.Source.of
+
+    def replacing(device: BlockDevice, modified: int) -> indexfile.Source:
+        other.replace(path)
+        return of(device, modified)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(indexfile.Source, "of", replacing)
+        tree = open_archive(path, "tar", cache=cache)
+    assert content_of(tree, "old") == b"1"
+    tree.close()
+    assert not cache.exists()
+    tree = open_archive(path, "tar", cache=cache)
+    assert content_of(tree, "new") == b"1"
+    tree.close()
 
 
 def test_an_index_of_another_kind_is_another_file(path: Path, cache: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from capstore.images import ro1
 from capstore.images.builder import Facts
+from capstore.images.checksums import crc32c
 from capstore.images.devices import MemoryDevice
 from capstore.images.records import BLOCK_BYTES, RO1_ENTRY, RO1_EXTENT, RO1_NODE, Record
 from capstore.images.ro1_build import Ro1Builder
@@ -28,6 +30,7 @@ from capstore.schema.errors import (
     StorageError,
     Unsupported,
 )
+from capstore.schema.limits import PAGE_BYTES_MAX
 from capstore.schema.nodes import NodeKind, Provenance
 from tests.images.trees import (
     TREES,
@@ -154,7 +157,22 @@ def test_wrong_calls_of_the_builder_are_refused() -> None:
     with pytest.raises(NotFound):
         builder.symlink(("no", "where"), Facts(), "x")
     builder.begin_file(("f",), Facts(), 3)
-    builder.write(b"four")
+    with pytest.raises(InvalidArgument):
+        builder.write(b"four")
+    builder.write(b"tw")
+    with pytest.raises(InvalidArgument):
+        builder.end_file()
+    for call in (
+        lambda: builder.begin_file(("g",), Facts(), 0),
+        lambda: builder.directory(("g",), Facts()),
+        lambda: builder.symlink(("g",), Facts(), "x"),
+        lambda: builder.link(("g",), ("f",)),
+        builder.finish,
+    ):
+        with pytest.raises(InvalidArgument, match="not whole"):
+            call()
+    builder.write(b"o")
+    builder.end_file()
     with pytest.raises(InvalidArgument):
         builder.end_file()
     builder.directory(("d",), Facts())
@@ -162,6 +180,85 @@ def test_wrong_calls_of_the_builder_are_refused() -> None:
         builder.directory(("d",), Facts())
     with pytest.raises(InvalidArgument):
         builder.link(("e",), ("d",))
+    for call in (
+        lambda: builder.begin_file((), Facts(), 0),
+        lambda: builder.symlink((), Facts(), "x"),
+        lambda: builder.link((), ("f",)),
+    ):
+        with pytest.raises(InvalidArgument, match="root"):
+            call()
+    builder.finish()
+    for call in (builder.finish, lambda: builder.directory(("late",), Facts())):
+        with pytest.raises(InvalidArgument, match="finished"):
+            call()
+    with pytest.raises(InvalidArgument):
+        Ro1Builder(MemoryDevice(), label="\ud800")
+
+
+def test_the_bytes_of_an_image_are_those_of_version_1() -> None:
+    image = image_of(SMALL, label="golden", built=77)
+    digest = "d36818194290e37d7b6d5b2e1d7f1b6bd06052e4be184c68eae84fc5b6edba62"
+    assert hashlib.sha256(image).hexdigest() == digest
+
+
+class Counting(MemoryDevice):
+    """A device that counts the bytes that are read."""
+
+    taken = 0
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        self.taken += len(view)
+        super().read_into(offset, view)
+
+
+def test_opening_costs_the_same_whatever_the_image_holds() -> None:
+    costs = set()
+    for count in (1, 3000):
+        image = image_of(Folder({f"{number:05}": File(b"x") for number in range(count)}))
+        device = Counting(image, read_only=True)
+        view = memoryview(image)
+        tree = Ro1Tree(device, view)
+        assert tree.lookup(0, f"{count - 1:05}").name == f"{count - 1:05}"
+        costs.add(device.taken)
+    assert costs == {2 * BLOCK_BYTES}
+
+
+def test_a_long_directory_and_names_of_255_bytes() -> None:
+    names = [f"{number:0255}" for number in range(2500)]
+    many = Folder({f"{number:06}": File() for number in range(30_000)})
+    tree = opened(
+        image_of(Folder({"long": Folder({name: File() for name in names}), "many": many}))
+    )
+    long, directory = (tree.lookup(0, name).stat.node_id for name in ("long", "many"))
+    for number in (0, 1, 14_999, 29_999):
+        assert tree.lookup(directory, f"{number:06}").name == f"{number:06}"
+    for missing in ("", "000000x", "1"):
+        with pytest.raises((NotFound, InvalidName)):
+            tree.lookup(directory, missing)
+    assert [entry.name for entry in tree.list(directory, "029998", 10).entries] == ["029999"]
+    page = tree.list(long, "", 10**9)
+    assert page.more
+    assert len(page.entries) == 1000
+    assert [entry.name for entry in page.entries] == names[:1000]
+    # Names that are not there are places in the order.
+    assert [e.name for e in tree.list(directory, "000003x", 1).entries] == ["000004"]
+    assert [e.name for e in tree.list(directory, "000003/", 0).entries] == ["000004"]
+    assert [e.name for e in tree.list(directory, "\U0010ffff" * 100, 1).entries] == []
+    with pytest.raises(InvalidName):
+        tree.list(directory, "\ud800", 1)
+
+
+def test_a_page_has_a_bound_in_bytes() -> None:
+    target = "t" * 4095
+    tree = opened(image_of(Folder({f"{number:04}": Link(target) for number in range(300)})))
+    found: list[str] = []
+    while True:
+        page = tree.list(0, found[-1] if found else "", 1000)
+        assert sum(len(e.name) + len(e.target or "") for e in page.entries) <= PAGE_BYTES_MAX
+        found += [entry.name for entry in page.entries]
+        if not page.more:
+            break
+    assert found == [f"{number:04}" for number in range(300)]
 
 
 def test_an_image_that_was_not_finished_is_none() -> None:
@@ -256,6 +353,19 @@ def test_every_flipped_bit_of_a_record_or_of_data_is_found() -> None:
             assert list(tree.verify()) or unreadable(tree), at
 
 
+def test_each_damage_is_a_finding() -> None:
+    image = bytearray(image_of(SMALL))
+    tree = opened(bytes(image))
+    at = [tree.superblock.heap.start + image[tree.superblock.heap.start :].index(b"link")]
+    at += [tree.superblock.entries.start + number * RO1_ENTRY.size for number in (0, 1)]
+    for place in at:
+        image[place] ^= 1
+    tree = opened(bytes(image))
+    findings = list(tree.verify())
+    assert [finding.where for finding in findings] == ["directory 0"] * 3
+    assert len({finding.offset for finding in findings}) == 3
+
+
 def test_every_truncation_is_noticed() -> None:
     image = image_of(TINY)
     for length in range(len(image)):
@@ -328,6 +438,11 @@ FORGERIES: dict[str, Callable[[Forger], object]] = {
     "more extents than there are": lambda f: f.set(RO1_NODE, "nodes", 2, count=2**32 - 1),
     "a target from nowhere": lambda f: f.set(RO1_NODE, "nodes", 3, first=HUGE),
     "a target that is long": lambda f: f.set(RO1_NODE, "nodes", 3, count=2**32 - 1),
+    "an empty target": lambda f: f.set(RO1_NODE, "nodes", 3, count=0, check=0),
+    "an extent of nothing": lambda f: f.set(RO1_EXTENT, "extents", 0, length=0),
+    "an extent of nothing at the end": lambda f: f.set(
+        RO1_EXTENT, "extents", 0, length=0, fileOffset=1
+    ),
     "an extent outside": lambda f: f.set(RO1_EXTENT, "extents", 0, source=HUGE),
     "an extent behind the end": lambda f: f.set(RO1_EXTENT, "extents", 0, source=2**62),
     "an extent of negative length": lambda f: f.set(RO1_EXTENT, "extents", 0, length=2**64 - 1),
@@ -354,7 +469,9 @@ def test_forged_records_are_harmless(name: str) -> None:
     FORGERIES[name](forger)
     image = bytes(forger.image)
     tree = opened(image)
-    assert list(tree.verify()) or unreadable(tree)
+    findings = list(tree.verify())
+    assert findings or unreadable(tree)
+    assert findings or "sum" in name  # those are looked at by who reads
     with pytest.raises(Corrupt):
         shown(tree)
     harmless(image, TINY)
@@ -372,6 +489,51 @@ def test_what_is_newer_is_refused(values: dict[str, int]) -> None:
     forger = Forger(image_of(TINY)).set_superblock(**values)
     with pytest.raises(Unsupported, match="not known"):
         opened(bytes(forger.image))
+
+
+@pytest.mark.parametrize("text", [b"t" * 4096, b"a\0b", b"\xff"], ids=["long", "nul", "bad"])
+def test_targets_that_are_none(text: bytes) -> None:
+    """The heap holds them, with right checksums."""
+    image = image_of(Folder({"a": Link("x" * 4000), "l": Link("x" * 4000)}))
+    forger = Forger(image)
+    heap = forger.tree.superblock.heap
+    start = heap.start + heap.length - len(text)
+    forger.image[start : start + len(text)] = text
+    node = forger.tree.lookup(0, "l").stat.node_id
+    forger.set(
+        RO1_NODE,
+        "nodes",
+        node,
+        first=heap.length - len(text),
+        count=len(text),
+        check=crc32c(text),
+    )
+    tree = opened(bytes(forger.image))
+    for call in (lambda: tree.list(0, "a", 10), lambda: tree.lookup(0, "l")):
+        with pytest.raises(Corrupt, match="text"):
+            call()
+
+
+def test_directories_that_claim_the_same_entries_are_checked_once() -> None:
+    count = 300
+    tree = Folder(
+        {f"d{number:03}": Folder() for number in range(count)}
+        | {f"f{number:03}": File() for number in range(count)}
+    )
+    forger = Forger(image_of(tree))
+    for number in range(1, count + 1):
+        forger.set(RO1_NODE, "nodes", number, first=0, count=2 * count)
+    looked = []
+
+    class Watched(Ro1Tree):
+        def entry(self, number: int, directory: int) -> Any:
+            looked.append(number)
+            return super().entry(number, directory)
+
+    image = bytes(forger.image)
+    findings = list(Watched(MemoryDevice(image), memoryview(image)).verify())
+    assert len(findings) >= count
+    assert len(looked) == 2 * count
 
 
 def test_an_index_is_no_image_by_itself() -> None:

@@ -222,7 +222,7 @@ def test_a_plain_header_damaged_behind_its_extension() -> None:
 
 
 def test_the_search_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_module, "RESYNC_BYTES_MAX", 256 * 1024 + 4096)
+    monkeypatch.setattr(tar_module, "RESYNC_BYTES_MAX", 4096 + 512)
     damaged = bytearray(member(b"x" * 3000, name=b"a", size=b"junk"))
     assert rest(between(bytes(damaged))) == {}
     served = tar(BEFORE + bytes(damaged) + b"x" * 4096 + AFTER)
@@ -487,6 +487,18 @@ def test_pax_times(text: bytes, time: int | None) -> None:
     assert parse_time(text) == time
 
 
+@pytest.mark.parametrize("key", ["path", "linkpath"])
+def test_a_long_path_for_all_is_not_looked_at_for_each(key: str) -> None:
+    shared = pax({key: b"a/" * 100_000, "mtime": b"5"}, flag=b"g")
+    links = b"".join(block(name=b"l%d" % number, flag=b"1", link=b"x") for number in range(500))
+    begun = time.perf_counter()
+    served = tar(shared + member(b"x", name=b"x") + links + END)
+    assert time.perf_counter() - begun < 2
+    assert served.paths()["l499"] == b"x"
+    assert reasons(served) == ["a global header has a value over 4096 bytes"]
+    assert served.tree.stat(served.node("x")).modified == 5 * SECOND
+
+
 def test_pax_names_with_a_nul() -> None:
     served = between(pax({"path": b"a\0b"}) + member(b"x", name=b"short"))
     assert rest(served) == {}
@@ -636,6 +648,26 @@ def test_old_gnu_maps() -> None:
     ):
         served = between(bad)
         assert isinstance(rest(served)["s"], Corrupt)
+
+
+def test_maps_within_maps_take_bounded_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block is a header whose map goes on in all blocks behind it."""
+    monkeypatch.setattr(tar_module, "RESYNC_BYTES_MAX", 16 * MIB)
+
+    class Counting(MemoryDevice):
+        taken = 0
+
+        def read_into(self, offset: int, view: memoryview) -> None:
+            self.taken += len(view)
+            super().read_into(offset, view)
+
+    raw = bytearray(old_sparse(b"", b"", more=b"x")[:512])
+    raw[504] = 1
+    device = Counting(BEFORE + summed(bytes(raw)) * 12_000)
+    served = tar(device)
+    assert isinstance(served.paths()["s"], Corrupt)
+    assert "no header within the bytes that are searched; the rest is not shown" in reasons(served)
+    assert device.taken < 100 * MIB
 
 
 def test_an_old_gnu_map_without_end() -> None:

@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from capstore.images.builder import Facts, TreeBuilder
 from capstore.images.cpio import index_cpio
 from capstore.images.cpio_build import CpioBuilder
+from capstore.images.devices import MemoryDevice
+from capstore.images.ro1_build import Ro1Builder
 from capstore.images.tar import index_tar
 from capstore.images.tar_build import TarBuilder
 from capstore.schema.errors import (
@@ -234,6 +236,30 @@ def test_what_cannot_be_stored(builder: Builder, parse: Parse, provenance: Prove
         made.directory(("\uefc3\uefa9",), Facts())
     with pytest.raises(InvalidName):
         made.directory(("..",), Facts())
+
+
+# What the readers of both, and the volumes above them, refuse.
+@pytest.mark.parametrize("target", ["", "a\0b", "\ud800", "t" * 4096, "\uef80" * 1366])
+@pytest.mark.parametrize("builder", [TarBuilder, CpioBuilder, lambda _: Ro1Builder(MemoryDevice())])
+def test_targets_that_no_image_holds(
+    builder: Callable[[io.BytesIO], TreeBuilder], target: str
+) -> None:
+    made = builder(io.BytesIO())
+    made.directory((), Facts())
+    with pytest.raises(Unsupported, match="target"):
+        made.symlink(("l",), Facts(), target)
+
+
+@each_format
+def test_the_root_is_a_directory(builder: Builder, parse: Parse, provenance: Provenance) -> None:
+    made = builder(io.BytesIO())
+    for call in (
+        lambda: made.begin_file((), Facts(), 1),
+        lambda: made.symlink((), Facts(), "x"),
+        lambda: made.link((), ("a",)),
+    ):
+        with pytest.raises(InvalidArgument, match="root"):
+            call()
 
 
 def test_limits_of_cpio() -> None:
