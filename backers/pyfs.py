@@ -103,17 +103,23 @@ class PyfsVolume(Volume):
         if isinstance(url_or_fs, str) and not _URL.match(url_or_fs):
             raise InvalidArgument("a filesystem URL begins with its kind: zip://, osfs://")
 
+        opened: list[FS] = []
+
         def make() -> Tree:
             with fs_errors("open the filesystem"):
                 filesystem = open_fs(url_or_fs, writeable=False)
-                try:
-                    return Tree(filesystem, _traits(filesystem, read_only))
-                except BaseException:
-                    if filesystem is not url_or_fs:
-                        filesystem.close()
-                    raise
+                if filesystem is not url_or_fs:
+                    opened.append(filesystem)
+                return Tree(filesystem, _traits(filesystem, read_only))
 
-        tree = await in_worker(make)
+        try:
+            tree = await in_worker(make)
+        except BaseException:
+            # Cancelled, perhaps: then it was opened all the same.
+            for filesystem in opened:
+                with suppress(Exception):
+                    await in_worker(filesystem.close)
+            raise
         return cls(tree, read_only=tree.traits.read_only)
 
     def __repr__(self) -> str:

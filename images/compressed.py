@@ -32,7 +32,7 @@ from capstore.images.compressed_spool import Spool
 from capstore.images.compressed_stream import Codec, Source
 from capstore.images.device import BlockDevice
 from capstore.images.devices_file import FileDevice
-from capstore.schema.errors import Closed, Corrupt, ReadOnly, Unsupported
+from capstore.schema.errors import Closed, Corrupt, ReadOnly, StorageError, Unsupported
 from capstore.schema.limits import MIB
 from capstore.schema.nodes import Buffer
 
@@ -284,13 +284,16 @@ class CompressedDevice(BlockDevice):
                 raise Corrupt(self._failed[span.start])
             offset = self._index.spooled.get(span.start)
             if offset is None:
-                offset = self._spool.end
+                offset, used = self._spool.end, self._spool.used
                 try:
                     for piece in self._decoded(span):
                         self._spool.append(piece)
                     self._spool.finish()
-                except Corrupt as error:
-                    self._failed[span.start] = error.message
+                except StorageError as error:
+                    if isinstance(error, Corrupt):
+                        self._failed[span.start] = error.message
+                    with suppress(StorageError):
+                        self._spool.cut(offset, used)
                     raise
                 self._index.spooled[span.start] = offset
             return offset

@@ -32,9 +32,13 @@ from capstore.schema.limits import KIB, MIB
 
 SPAN_BYTES: Final = 512 * KIB
 SPAN_BYTES_MAX: Final = 8 * MIB
-# Many small streams with little in them make a span after so much of the compressed file.
-_SPAN_SOURCE_BYTES: Final = 4 * MIB
+# Many small streams with little in them make a span after so much of the compressed file, for a
+# read decodes them all.
+_SPAN_SOURCE_BYTES: Final = 512 * KIB
 STATE_BYTES_MAX: Final = 48 * KIB
+# All states together, and a byte more for each of the compressed file.  What expands a lot and has
+# windows that do not shrink would need a multiple of that: it is spooled instead.
+STATES_BYTES_FLOOR: Final = 64 * MIB
 _DAMAGE_BYTES_MAX: Final = 1024
 _END_BYTES: Final = 64 * KIB
 
@@ -80,6 +84,7 @@ class _Builder:
         self._spool = spool
         self._size_max = size_max
         self._closed: list[Span] = []
+        self._states = 0
         self._span: Span | None = None
         # What the open span holds, until it is clear that it need not be spooled.
         self._pending: list[bytes] = []
@@ -103,6 +108,9 @@ class _Builder:
         if span is not None and span.length:
             far = point.source - span.point.source >= _SPAN_SOURCE_BYTES
             if span.length < SPAN_BYTES and not far:
+                return
+            states = self._states + len(span.point.state) + len(point.state)
+            if states > STATES_BYTES_FLOOR + point.source:
                 return
             self._close()
         self._span = Span(self._size, 0, point, 0)
@@ -129,6 +137,7 @@ class _Builder:
     def _close(self) -> None:
         if self._span is not None and self._span.length:
             self._closed.append(self._span)
+            self._states += len(self._span.point.state)
         self._span = None
         self._pending.clear()
 

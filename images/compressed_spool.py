@@ -29,12 +29,13 @@ class Spool:
         self._directory = directory
         self._bytes_max = bytes_max
         self._default_max = default_max
-        self._left = 0
+        self._limit = 0
         self._fd = -1
         self._closed = False
         # Held in every use of the descriptor, so that it is not closed in one.
         self._lock = threading.Lock()
-        self.end = 0
+        # The length in bytes, and how many of them are no zeros.
+        self.end = self.used = 0
 
     def append(self, data: bytes) -> None:
         """Raises `TooLarge` over the limit, `NoSpace`, `StorageIOError`, `Closed`."""
@@ -47,8 +48,8 @@ class Spool:
                 self.end += len(block)
 
     def _write(self, fd: int, block: memoryview) -> None:
-        self._left -= len(block)
-        if self._left < 0:
+        self.used += len(block)
+        if self.used > self._limit:
             raise TooLarge("the decompressed data is more than the spool's limit")
         done = 0
         while done < len(block):
@@ -58,6 +59,15 @@ class Spool:
         """Makes zeros at the end readable; raises as `append`."""
         with self._opened() as fd:
             os.ftruncate(fd, self.end)
+
+    def cut(self, end: int, used: int) -> None:
+        """Gives back the space of what was appended since `end` and `used` were these.
+
+        Raises as `append`.
+        """
+        with self._opened() as fd:
+            os.ftruncate(fd, end)
+            self.end, self.used = end, used
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Raises `StorageIOError`, `Closed`."""
@@ -101,6 +111,6 @@ class Spool:
             self._fd = os.dup(file.fileno())
         if self._bytes_max is None:
             disk = os.fstatvfs(self._fd)
-            self._left = min(self._default_max, disk.f_bavail * disk.f_frsize // 2)
+            self._limit = min(self._default_max, disk.f_bavail * disk.f_frsize // 2)
         else:
-            self._left = self._bytes_max
+            self._limit = self._bytes_max

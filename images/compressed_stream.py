@@ -26,6 +26,7 @@ from capstore.schema.limits import KIB
 PIECE_BYTES: Final = 256 * KIB
 # What is read of the compressed file at once.
 _READ_BYTES: Final = 256 * KIB
+_ZEROS: Final = bytes(_READ_BYTES)
 
 
 class Cut(Corrupt):
@@ -92,9 +93,17 @@ class Source:
             offset += len(data)
             first = min(2 * first, _READ_BYTES)
 
+    def zeros_end(self, offset: int) -> int:
+        """Where the zeros end that begin at `offset`, as tapes and block devices pad files."""
+        for chunk in self.chunks(offset, self.size):
+            if chunk != _ZEROS[: len(chunk)]:
+                return offset + len(chunk) - len(chunk.lstrip(b"\0"))
+            offset += len(chunk)
+        return offset
+
     def only_zeros(self, offset: int) -> bool:
-        """Whether nothing but zeros follows, as tapes and block devices pad files."""
-        return not any(any(chunk) for chunk in self.chunks(offset, self.size))
+        """Whether nothing but zeros follows."""
+        return self.zeros_end(offset) == self.size
 
 
 class Codec(ABC):

@@ -63,9 +63,7 @@ class XzCodec(Codec):
                 at = block.end
                 continue
             # The index and the footer were verified by the walk; only their length matters.
-            end = _index_end(source, at) + _STREAM_HEADER_BYTES
-            while source.read(end, 4) == bytes(4):
-                end += 4
+            end = source.zeros_end(_index_end(source, at) + _STREAM_HEADER_BYTES)
             if end >= source.size:
                 return
             header = _stream_header(source, end)
@@ -74,17 +72,11 @@ class XzCodec(Codec):
 
 def _padding_end(source: Source, at: int) -> int | None:
     """Where the stream padding at `at` ends, None if there is none."""
-    if source.read(at, 1) != b"\0":
-        return None
-    end = at
-    while (four := source.read(end, 4)) == bytes(4):
-        end += 4
-    if any(four) and four[0] == 0:
+    end = source.zeros_end(at)
+    # Zeros that end with the file, a few short of four, are not the format, but harmless.
+    if (end - at) % 4 and end < source.size:
         raise Corrupt(f"the stream padding at offset {at} is no multiple of four zeros")
-    if four and not any(four):
-        # The zeros end with the file, a few short of four: not the format, but harmless.
-        return source.size
-    return end
+    return end if end > at else None
 
 
 def _stream_header(source: Source, at: int) -> bytes:

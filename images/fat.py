@@ -27,7 +27,7 @@ from capstore.images.fat_map import regions_of
 from capstore.images.fat_names import folded
 from capstore.images.fat_verify import findings_of
 from capstore.images.fat_volume import ROOT, Volume
-from capstore.images.partitions import Partition, partitions
+from capstore.images.partitions import Partition, each_partition, partitions
 from capstore.images.tree import ExtentContent, Finding, ImageTree, Region
 from capstore.schema.errors import (
     Corrupt,
@@ -98,8 +98,9 @@ class FatTree(ImageTree):
         return self._volume is None or not self._listings.has(directory)
 
     def content_waits(self, node: int) -> bool:
+        volume = self._volume
         try:
-            if self._volume is None or self.waits(self._volume.parent_of(node)):
+            if volume is None or self.waits(volume.parent_of(node)):
                 return True
             return self._entry(node)[0].stat.size > AT_ONCE_BYTES_MAX
         except StorageError:
@@ -250,8 +251,9 @@ def open_fat(device: BlockDevice, part: int | None = None) -> FatTree:
 
 
 def _window(device: BlockDevice, part: int) -> WindowDevice:
-    found = partitions(device)
-    for partition in found:
+    found: list[Partition] = []
+    for partition in each_partition(device):
+        found.append(partition)
         if partition.number != part:
             continue
         if partition.start + partition.length > device.size():

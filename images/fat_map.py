@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from capstore.images.fat_boot import BOOT_BYTES, FIRST_CLUSTER, Geometry
-from capstore.images.fat_table import BAD, FREE
+from capstore.images.fat_table import BAD, FREE, stretches
 from capstore.images.fat_volume import Volume
 from capstore.images.tree import Region
 
@@ -60,9 +60,7 @@ def _clusters(volume: Volume) -> Iterator[Region]:
     for _, directory in volume.directories():
         kinds[directory.clusters] = _DIRECTORY
     kinds = kinds[FIRST_CLUSTER:]
-    changes = np.flatnonzero(kinds[1:] != kinds[:-1]) + 1
-    starts = [0, *changes.tolist()]
-    for start, stop in zip(starts, [*starts[1:], len(kinds)], strict=True):
+    for start, stop in stretches(kinds):
         yield Region(
             geometry.data_offset + start * geometry.cluster_bytes,
             (stop - start) * geometry.cluster_bytes,

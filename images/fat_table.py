@@ -13,9 +13,10 @@ Invariants:
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -106,16 +107,30 @@ class Table:
         inside.sort()
         self._flags[inside[1:][inside[1:] == inside[:-1]]] |= _CLAIMED
         self._flags[inside[(self._flags[inside] & _LINKED) != 0]] |= _CLAIMED
-        # A run ends where the next cluster is not the neighbour; suspect clusters stand alone.
-        numbers = np.arange(self.stop, dtype=np.uint32)
-        ends = self.next != numbers + 1
-        suspect = (self._flags & _SUSPECT) != 0
-        ends |= suspect
-        ends[:-1] |= suspect[1:]
-        ends[-1] = True
-        numbers[~ends] = self.stop
+        ends: Numbers = np.empty(self.stop, np.uint32)
+        # Backwards, for a run may end in a later piece.
+        for first in reversed(range(0, self.stop, _PIECE_ENTRIES)):
+            self._find_ends(ends, first, min(first + _PIECE_ENTRIES, self.stop))
+        self._ends_view = ends.data
+
+    def _find_ends(self, ends: Numbers, first: int, stop: int) -> None:
+        """Notes where the runs of the clusters from `first` to `stop` end; those behind are known.
+
+        A run ends where the next cluster is not the neighbour; suspect clusters stand alone.
+        """
+        numbers = ends[first:stop]
+        numbers[:] = np.arange(first, stop, dtype=np.uint32)
+        breaks = self.next[first:stop] != numbers + 1
+        suspect = (self._flags[first : stop + 1] & _SUSPECT) != 0
+        breaks |= suspect[: stop - first]
+        behind = suspect[1:]
+        breaks[: len(behind)] |= behind
+        numbers[~breaks] = self.stop
+        if stop == self.stop:
+            numbers[-1] = stop - 1
+        elif not breaks[-1]:
+            numbers[-1] = ends[stop]
         np.minimum.accumulate(numbers[::-1], out=numbers[::-1])
-        self._ends_view = numbers.data
 
     def directory_chain(self, head: int, limit: int) -> list[int]:
         """The clusters of a directory of at most `limit`; may be called before `seal`.
@@ -140,8 +155,8 @@ class Table:
         """Whether there is such a cluster."""
         return FIRST_CLUSTER <= cluster < self.stop
 
-    def runs(self, head: int, need: int) -> list[tuple[int, int]]:
-        """The runs (first cluster, last cluster) of a file that needs `need` clusters.
+    def runs(self, head: int, need: int) -> Numbers:
+        """The runs of a file that needs `need` clusters: rows of first cluster, last cluster.
 
         Raises `Corrupt` naming the cluster where the chain is shorter or longer, leads to a free,
         bad or missing cluster, or meets a suspect one.
@@ -149,13 +164,15 @@ class Table:
         if not need:
             if head:
                 raise Corrupt(f"an empty file has the cluster {head}")
-            return []
-        runs: list[tuple[int, int]] = []
+            return np.empty((0, 2), np.uint32)
+        # Numbers only: a file may be in millions of pieces.
+        runs = array("I")
         got, at, last = 0, head, 0
         for first, last in self._walk(head):
             if self._flags_view[first] & _SUSPECT:
                 raise self._suspect(first)
-            runs.append((first, last))
+            runs.append(first)
+            runs.append(last)
             got += last - first + 1
             if got > need:
                 over = last - (got - need) + 1
@@ -164,7 +181,7 @@ class Table:
         self._check_end(last, at)
         if got < need:
             raise Corrupt(f"the chain ends with cluster {last}: {got} clusters instead of {need}")
-        return runs
+        return np.array(runs, np.uint32).reshape(-1, 2)
 
     def _walk(self, head: int) -> Iterator[tuple[int, int]]:
         ends, following, stop = self._ends_view, self._next_view, self.stop
@@ -199,9 +216,23 @@ class Table:
         following = islice(self._walk(self._next_view[cluster]), _LOOP_RUNS_MAX)
         return any(first == cluster for first, _ in following)
 
-    def differing(self) -> npt.NDArray[np.int64]:
-        """The entries in which the copies of the table differ, ascending."""
-        return np.flatnonzero(self._flags & _DIFFERENT)
+    def differing(self) -> Iterator[tuple[int, int]]:
+        """The stretches (first, last) of entries in which the copies of the table differ."""
+        different = (self._flags & _DIFFERENT) != 0
+        for first, stop in stretches(different):
+            if different[first]:
+                yield first, stop - 1
+
+
+def stretches(values: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """The stretches (first, behind the last) of equal neighbours; there may be millions."""
+    start = 0
+    for at in range(1, len(values), _PIECE_ENTRIES):
+        piece = values[at - 1 : at + _PIECE_ENTRIES]
+        for change in (np.flatnonzero(piece[1:] != piece[:-1]) + at).tolist():
+            yield start, change
+            start = change
+    yield start, len(values)
 
 
 def decode(raw: bytes, bits: int) -> Numbers:

@@ -53,12 +53,7 @@ def _boot(volume: Volume) -> Iterator[Finding]:
 
 def _copies(volume: Volume) -> Iterator[Finding]:
     geometry = volume.geometry
-    differing = volume.table.differing()
-    if not len(differing):
-        return
-    breaks = np.flatnonzero(np.diff(differing) != 1) + 1
-    for run in np.split(differing, breaks):
-        first, last = int(run[0]), int(run[-1])
+    for first, last in volume.table.differing():
         which = f"cluster {first}" if first == last else f"clusters {first} to {last}"
         at = geometry.fat_offset + first * geometry.bits // 8
         yield Finding("FAT", f"the copies differ in {which}", at)
@@ -136,7 +131,8 @@ class _Pass:
                 below.append(child)
                 continue
             try:
-                for first, last in self._volume.runs(child, head, size):
+                runs = self._volume.runs(child, head, size).reshape(-1).data
+                for first, last in zip(runs[::2], runs[1::2], strict=True):
                     self._owned[first : last + 1] = True
             except Corrupt as error:
                 yield Finding(self._path(child), error.message, child * ENTRY_BYTES)
@@ -146,12 +142,10 @@ class _Pass:
         numbers = self._volume.table.next
         lost = (numbers != FREE) & (numbers != BAD) & ~self._owned
         lost[:FIRST_CLUSTER] = False
-        clusters = np.flatnonzero(lost)
-        if len(clusters):
-            first = int(clusters[0])
-            message = (
-                f"{len(clusters)} clusters are in no sound chain, the first is cluster {first}"
-            )
+        count = int(np.count_nonzero(lost))
+        if count:
+            first = int(lost.argmax())
+            message = f"{count} clusters are in no sound chain, the first is cluster {first}"
             yield Finding("FAT", message, self._volume.geometry.offset_of(first))
 
     def _path(self, node: int) -> str:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from capstore.images.device import BlockDevice
 from capstore.images.fat_boot import ENTRY_BYTES, FIRST_CLUSTER, Geometry, read_geometry
 from capstore.images.fat_entries import Slots, has_dots, scan
-from capstore.images.fat_table import Table
+from capstore.images.fat_table import Numbers, Table
 from capstore.images.tree import Extents
 from capstore.schema.errors import Corrupt, NotDirectory, NotFound
 from capstore.schema.limits import MIB
@@ -125,8 +125,8 @@ class Volume:
             except Corrupt:
                 continue
 
-    def runs(self, node: int, head: int, size: int) -> list[tuple[int, int]]:
-        """The runs of a file's clusters.  Raises `Corrupt` naming the cluster that is wrong."""
+    def runs(self, node: int, head: int, size: int) -> Numbers:
+        """The runs of a file's clusters; raises as `Table.runs`, naming the entry, too."""
         try:
             return self.table.runs(head, -(-size // self.geometry.cluster_bytes))
         except Corrupt as error:
@@ -135,7 +135,7 @@ class Volume:
     def extents(self, node: int, head: int, size: int) -> Extents:
         """Where a file's bytes are; raises as `runs`."""
         cluster = self.geometry.cluster_bytes
-        rows = np.array(self.runs(node, head, size), np.int64).reshape(-1, 2)
+        rows = self.runs(node, head, size).astype(np.int64)
         lengths = (rows[:, 1] - rows[:, 0] + 1) * cluster
         starts = np.cumsum(lengths) - lengths
         sources = self.geometry.data_offset + (rows[:, 0] - FIRST_CLUSTER) * cluster

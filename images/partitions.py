@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 import uuid
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -61,14 +62,20 @@ def partitions(device: BlockDevice) -> list[Partition]:
 
     Raises `Corrupt` for a damaged table, `StorageIOError` from the device.
     """
+    return list(each_partition(device))
+
+
+def each_partition(device: BlockDevice) -> Iterator[Partition]:
+    """As `partitions`, but one by one: what comes before damage is had all the same."""
     if device.size() < _SECTOR_BYTES:
-        return []
+        return
     rows = _mbr_rows(device.read(0, _SECTOR_BYTES))
     if rows is None:
-        return []
+        return
     if any(kind == _PROTECTIVE for kind, _, _ in rows):
-        return _gpt(device)
-    return _mbr(device, rows)
+        yield from _gpt(device)
+    else:
+        yield from _mbr(device, rows)
 
 
 # MBR ----------------------------------------------------------------------------------------------
@@ -89,26 +96,22 @@ def _mbr_rows(raw: bytes) -> list[tuple[int, int, int]] | None:
     return rows
 
 
-def _mbr(device: BlockDevice, rows: list[tuple[int, int, int]]) -> list[Partition]:
-    found = [
-        _mbr_partition(number, kind, first, sectors)
-        for number, (kind, first, sectors) in enumerate(rows, 1)
-        if kind and sectors and first and kind not in _EXTENDED
-    ]
+def _mbr(device: BlockDevice, rows: list[tuple[int, int, int]]) -> Iterator[Partition]:
+    for number, (kind, first, sectors) in enumerate(rows, 1):
+        if kind and sectors and first and kind not in _EXTENDED:
+            yield _mbr_partition(number, kind, first, sectors)
     for kind, first, _ in rows:
         if kind in _EXTENDED and first:
-            found += _logical(device, first, _MBR_ENTRIES + 1)
-            break
-    return found
+            yield from _logical(device, first, _MBR_ENTRIES + 1)
+            return
 
 
 def _mbr_partition(number: int, kind: int, first: int, sectors: int) -> Partition:
     return Partition(number, first * _SECTOR_BYTES, sectors * _SECTOR_BYTES, f"{kind:02x}")
 
 
-def _logical(device: BlockDevice, base: int, number: int) -> list[Partition]:
+def _logical(device: BlockDevice, base: int, number: int) -> Iterator[Partition]:
     """The logical partitions: a chain of boot records, each with a partition and a link."""
-    found: list[Partition] = []
     seen: set[int] = set()
     at: int | None = base
     while at is not None:
@@ -128,9 +131,9 @@ def _logical(device: BlockDevice, base: int, number: int) -> list[Partition]:
             if kind in _EXTENDED:
                 following = base + first
             elif kind and sectors:
-                found.append(_mbr_partition(number + len(found), kind, at + first, sectors))
+                yield _mbr_partition(number, kind, at + first, sectors)
+                number += 1
         at = following
-    return found
 
 
 # GPT ----------------------------------------------------------------------------------------------

@@ -638,6 +638,27 @@ async def test_the_loop_goes_on_while_the_filesystem_waits() -> None:
     await volume.close()
 
 
+async def test_a_cancelled_opening_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(MemoryFS):
+        def getmeta(self, namespace: str = "standard") -> object:
+            entered.set()
+            go_on.wait()
+            return super().getmeta(namespace)
+
+    filesystem = Slow()
+    monkeypatch.setattr("capstore.backers.pyfs.open_fs", lambda *_, **__: filesystem)
+    opening = asyncio.create_task(PyfsVolume.open("mem://"))
+    while not entered.is_set():
+        await asyncio.sleep(0)
+    opening.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert filesystem.isclosed()
+
+
 async def test_a_filesystem_that_others_close() -> None:
     filesystem = MemoryFS()
     volume = await PyfsVolume.open(filesystem)

@@ -168,6 +168,10 @@ def long_entries(name: str | bytes, short: bytes, *, total: int | None = None) -
     return rows[::-1]
 
 
+# What mkfs.fat makes, by the bits of a FAT entry and the size in KiB.
+_EMPTY: dict[tuple[int, int], bytes] = {}
+
+
 @dataclass
 class Forge:
     """A FAT image as bytes to patch."""
@@ -178,8 +182,10 @@ class Forge:
     def empty(cls, folder: Path, bits: int, kib: int = 0) -> Forge:
         """A new image of the smallest usual size, one sector to a cluster."""
         kib = kib or {12: 512, 16: 4096, 32: 34_000}[bits]
-        path = make(folder / "empty.img", kib, "-F", str(bits), "-s", "1", "-a")
-        forge = cls(bytearray(path.read_bytes()))
+        if (bits, kib) not in _EMPTY:
+            path = make(folder / "empty.img", kib, "-F", str(bits), "-s", "1", "-a")
+            _EMPTY[bits, kib] = path.read_bytes()
+        forge = cls(bytearray(_EMPTY[bits, kib]))
         if bits == 32:
             # The FSInfo sector claims nothing, for nobody here keeps its count.
             struct.pack_into("<I", forge.data, forge.sector + 488, 0xFFFFFFFF)
@@ -278,5 +284,5 @@ class Forge:
         return self.put(where, short_entry(name, attributes=0x10, cluster=head)) // ENTRY
 
     def tree(self) -> FatTree:
-        """The reader of what was forged."""
-        return FatTree(MemoryDevice(self.data))
+        """The reader of what was forged; it sees what is forged later, where it looks again."""
+        return FatTree(MemoryDevice(self.data, read_only=True))

@@ -164,6 +164,15 @@ def test_many_small_streams(suffix: str) -> None:
     assert again.read(300_000, 100_000) == plain[300_000:400_000]
 
 
+def test_streams_with_little_in_them_are_not_all_decoded_for_a_byte() -> None:
+    one = run("gzip -nc", b"a")
+    count = 600 * 1024 // len(one)
+    device = open_compressed(device_of(one * count))
+    assert device.read(0, count) == b"a" * count
+    longest = max(span.length for span in device._index.spans)
+    assert longest * len(one) <= 512 * 1024 + len(one)
+
+
 def test_gz_headers_with_everything() -> None:
     import zlib
 

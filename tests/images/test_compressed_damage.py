@@ -12,7 +12,7 @@ import zlib
 
 import pytest
 
-from capstore.images import compressed_gz_points
+from capstore.images import compressed_gz_points, compressed_index
 from capstore.images.checksums import crc32c
 from capstore.images.compressed import CompressedDevice, open_compressed
 from capstore.images.compressed_gz_points import aligned
@@ -98,6 +98,30 @@ def test_garbage_behind_the_end(kind: str) -> None:
         assert device.verified == len(PLAIN)
 
 
+class Padded(MemoryDevice):
+    """With so many zeros behind its data as nobody keeps in memory."""
+
+    padding = 512 * MIB
+
+    def size(self) -> int:
+        return super().size() + self.padding
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        inside = max(0, min(len(view), super().size() - offset))
+        if inside:
+            view[:inside] = self.view[offset : offset + inside]
+        view[inside:] = bytes(len(view) - inside)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_padded_file_is_opened_soon(kind: str) -> None:
+    source = Padded(pack(kind, PLAIN))
+    begin = time.process_time()
+    device = open_compressed(source)
+    assert time.process_time() - begin < 2
+    assert (device.damage, device.read(0, device.size())) == (None, PLAIN)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_wrong_checksum_takes_only_its_stream_away(kind: str) -> None:
     first, second = bytearray(pack(kind, FIRST)), bytearray(pack(kind, SECOND))
@@ -169,7 +193,7 @@ def test_forged_points_give_no_wrong_bytes(kind: str) -> None:
             forged[at] = rand.choice((0, 255, rand.randrange(256)))
         try:
             device = open_bytes(data, points=bytes(forged) + struct.pack("<I", crc32c(forged)))
-            for offset in (0, 400_000, 1_000_000, device.size() - 100):
+            for offset in rand.sample((0, 400_000, 1_000_000, device.size() - 100), 2):
                 assert device.read(offset, 100) == plain[offset : offset + 100]
         except StorageError:
             refused += 1
@@ -213,10 +237,10 @@ ZEROS = {"gz": "gzip -1c", "bz2": "bzip2 -1c", "xz": "xz -0c", "zst": "zstd -q -
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bomb_of_zeros_is_refused_soon(kind: str) -> None:
     bomb = run(ZEROS[kind], bytes(16 * MIB)) * 16
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(TooLarge):
         open_bytes(bomb, content_bytes_max=24 * MIB)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_zeros_take_no_room_in_the_spool() -> None:
@@ -232,6 +256,41 @@ def test_the_spool_is_bounded(command: str) -> None:
     with pytest.raises(TooLarge, match="spool"):
         open_bytes(run(command, plain), spool_bytes_max=5 * MIB)
     assert open_bytes(run(command, plain), spool_bytes_max=12 * MIB).size() == len(plain)
+
+
+def test_what_could_not_be_spooled_takes_no_room() -> None:
+    """Two frames of 9 MiB, and room for one and a half: the first one is served all the same."""
+    frames = [run("zstd -qc", word * (9 * MIB // 4)) for word in (b"abcd", b"efgh")]
+    points = open_bytes(b"".join(frames)).export_points()
+    device = open_bytes(b"".join(frames), points=points, spool_bytes_max=14 * MIB)
+    for _ in range(2):
+        with pytest.raises(TooLarge, match="spool"):
+            device.read(0, device.size())
+    assert device._spool.end == 9 * MIB
+    assert device.read(9 * MIB - 4, 4) == b"abcd"
+    damaged = bytearray(b"".join(frames))
+    damaged[len(frames[0]) // 2] ^= 1
+    source = MemoryDevice(b"".join(frames))
+    device = open_compressed(source, points=points, spool_bytes_max=14 * MIB)
+    source.write(0, damaged)
+    with pytest.raises(Corrupt):
+        device.read(0, 4)
+    assert device.read(9 * MIB, 4) == b"efgh"
+    assert device._spool.end == 9 * MIB
+
+
+def test_points_take_no_multiple_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise that repeats itself: blocks of 32 KiB of content in 300 bytes, and full windows."""
+    monkeypatch.setattr(compressed_index, "STATES_BYTES_FLOOR", 64 * KIB)
+    plain = random.Random(6).randbytes(32_000) * 640
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31, 1)
+    data = packer.compress(plain) + packer.flush()
+    device = open_bytes(data)
+    states = sum(len(span.point.state) for span in device._index.spans)
+    assert 32_000 < states <= 64 * KIB + len(data)
+    for offset in (0, 5_000_000, len(plain) - 100):
+        assert device.read(offset, 100) == plain[offset : offset + 100]
+    assert device.damage is None
 
 
 def test_a_window_that_needs_too_much_memory() -> None:

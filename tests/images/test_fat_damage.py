@@ -330,16 +330,16 @@ def test_regions_show_what_is_in_the_clusters(tmp_path: Path) -> None:
 # Everything that can happen to a small image ------------------------------------------------------
 
 SMALL = {
-    "a long name for a file.txt": b"long" * 600,
+    "a long name for a file.txt": b"long" * 1200,
     "SHORT.TXT": b"short",
-    "folder/another name.bin": b"\x77" * 3000,
+    "folder/INSIDE.BIN": b"\x77" * 6000,
 }
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("small")
-    image = make(folder / "small.img", 40, "-F", "12", "-s", "2", "-r", "16", "-a")
+    image = make(folder / "small.img", 40, "-F", "12", "-s", "4", "-r", "16", "-a")
     return fill(image, plant(folder / "planted", SMALL)).read_bytes()
 
 
@@ -399,10 +399,14 @@ def test_every_bit_of_the_fats_flipped(small: bytes) -> None:
 
 def test_every_bit_of_the_boot_sector_and_the_directories_flipped(small: bytes) -> None:
     forge = Forge(bytearray(small))
-    places = [*range(90), 510, 511, *range(forge.root, forge.root + 6 * 32)]
+    # All fields of a FAT12 boot sector, and five slots with the mark that ends them.
+    places = [*range(62), 510, 511, *range(forge.root, forge.root + 5 * 32 + 1)]
     folder = FatTree(MemoryDevice(small))
-    inside = walk(folder, "folder", "another name.bin") * 32
-    places += range(inside - 4 * 32, inside + 32)
+    inside = walk(folder, "folder", "INSIDE.BIN") * 32
+    places += range(inside - 2 * 32, inside + 32 + 1)
+    assert small[forge.root + 4 * 32]
+    assert not small[forge.root + 5 * 32]
+    assert small[inside - 2 * 32 :].startswith(b".          ")
     for place in places:
         for bit in range(8):
             forge.data[place] ^= 1 << bit

@@ -68,6 +68,8 @@ def test_short_names(forge: Forge, raw: bytes, case: int, name: str) -> None:
         "x",
         "exactly 13 ch",
         "fourteen chars",
+        "exactly twenty-six letters",
+        "twenty-seven letters, alas.",
         "é" * 127,
         "a" * 255,
         "emoji \U0001f600 inside",
@@ -215,7 +217,7 @@ def test_a_listed_name_goes_before_an_alias(forge: Forge) -> None:
         assert tree.lookup(tree.root, name).name == name
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.characters(codec="utf-8"))
 def test_folding_is_the_simple_mapping(char: str) -> None:
     upper = folded(char)
@@ -250,7 +252,7 @@ def stat_of(forge: Forge, entry: bytes) -> Stat:
     return tree.lookup(tree.root, "SHORT.TXT").stat
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     moment=st.datetimes(datetime.datetime(1980, 1, 1), datetime.datetime(2107, 12, 31, 23, 59)),
     hundredths=st.integers(0, 99),
@@ -307,7 +309,7 @@ def test_hundredths_that_are_none_are_left_out(forge: Forge) -> None:
     assert stat.created == stat.modified
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(junk=st.binary(min_size=32, max_size=32 * 24))
 def test_any_bytes_are_a_directory_or_damage(empty: bytes, junk: bytes) -> None:
     forge = Forge(bytearray(empty))

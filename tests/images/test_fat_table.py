@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capstore.images import fat_table
 from capstore.images.devices import MemoryDevice
 from capstore.images.fat_boot import read_geometry
-from capstore.images.fat_table import BAD, END, FREE, Table, decode, normal
+from capstore.images.fat_table import BAD, END, FREE, Table, decode, normal, stretches
 from capstore.schema.errors import Corrupt
 from tests.images.fatimages import Forge
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=12, max_size=96))
 def test_decoding_twelve_bits(raw: bytes) -> None:
     whole = len(raw) * 8 // 12
@@ -63,7 +66,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return bytes(Forge.empty(tmp_path_factory.mktemp("table"), 12, 80).data)
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     links=st.dictionaries(
         st.integers(2, 20),
@@ -91,8 +94,8 @@ def test_runs_are_what_single_steps_give(
 def test_free_clusters_are_counted(empty: bytes) -> None:
     table = small_table(empty, {5: 6, 6: 0xFFF, 9: 0xFF7}, [5])
     assert table.free == int((table.next[2:] == FREE).sum()) == table.stop - 2 - 3
-    assert table.runs(5, 2) == [(5, 6)]
-    assert table.runs(0, 0) == []
+    assert table.runs(5, 2).tolist() == [[5, 6]]
+    assert table.runs(0, 0).tolist() == []
 
 
 def test_a_million_fragments_do_not_take_seconds(empty: bytes) -> None:
@@ -111,7 +114,9 @@ def test_a_million_fragments_do_not_take_seconds(empty: bytes) -> None:
     table.seal(order[:1])
     runs = table.runs(int(order[0]), count)
     assert time.process_time() - started < 5
-    assert sum(last - first + 1 for first, last in runs) == count
+    # Eight bytes for each run: millions of objects would take a multiple of the table.
+    assert runs.nbytes == 8 * len(runs)
+    assert int((runs[:, 1].astype(np.int64) - runs[:, 0] + 1).sum()) == count
     with pytest.raises(Corrupt, match="ends with"):
         table.runs(int(order[0]), count + 1)
 
@@ -132,7 +137,34 @@ def test_copies_that_differ_far_inside(empty: bytes) -> None:
         fats=3,
     )
     device = MemoryDevice(b"".join(copy.tobytes() for copy in copies))
-    assert Table(device, geometry).differing().tolist() == [7, 800_000, 999_999]
+    assert list(Table(device, geometry).differing()) == [(n, n) for n in (7, 800_000, 999_999)]
     alone = dataclasses.replace(geometry, mirrored=False, active_fat=1)
-    assert Table(device, alone).differing().tolist() == []
+    assert list(Table(device, alone).differing()) == []
     assert Table(device, alone).free == 1_000_000 - 2
+
+
+def test_runs_and_stretches_cross_the_pieces(monkeypatch: pytest.MonkeyPatch, empty: bytes) -> None:
+    numbers = {at: at + 1 for at in range(3, 40)} | {40: 0xFFF, 50: 51, 51: 0xFFF}
+    whole = small_table(empty, numbers, [3, 50])
+    monkeypatch.setattr(fat_table, "_PIECE_ENTRIES", 8)
+    table = small_table(empty, numbers, [3, 50])
+    assert list(table._ends_view) == list(whole._ends_view)
+    assert table.runs(3, 38).tolist() == [[3, 40]]
+    values = np.array([1] * 8 + [2] * 20 + [3], np.uint8)
+    assert list(stretches(values)) == [(0, 8), (8, 28), (28, 29)]
+    assert list(stretches(values[:1])) == [(0, 1)]
+
+
+def test_a_sealed_table_takes_nine_bytes_for_each_cluster(empty: bytes) -> None:
+    count = 12_000_000
+    geometry = dataclasses.replace(
+        read_geometry(MemoryDevice(empty)), bits=32, clusters=count, fat_offset=0, fats=1
+    )
+    device = MemoryDevice(bytes((count + 2) * 4), read_only=True)
+    tracemalloc.start()
+    try:
+        Table(device, geometry).seal(np.empty(0, np.uint32))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 9 * count + 32 * 1024 * 1024

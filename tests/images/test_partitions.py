@@ -205,7 +205,7 @@ def test_forged_entries(first: int, last: int) -> None:
         read(gpt(entries=[gpt_entry(ESP, first, last, "x")]))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_bytes_are_partitions_or_damage(data: st.DataObject) -> None:
     image = gpt(sectors=200) if data.draw(st.booleans()) else disk({0: [(5, 1, 9)], 1: []}, 200)
@@ -287,6 +287,17 @@ def test_a_volume_with_a_table_of_its_own_is_bare(tmp_path: Path) -> None:
     assert data[446 + 4] != 0
     assert read(data) == []
     assert read_tree(open_fat(MemoryDevice(data))) == {"": b""}
+
+
+def test_damage_behind_a_partition_leaves_it_readable(volume: bytes) -> None:
+    data = disk({0: [(0x0C, 64, len(volume) // 512), (0x05, 3000, 900)]})
+    data[64 * 512 : 64 * 512 + len(volume)] = volume
+    with pytest.raises(Corrupt, match="offset 1536000 is none"):
+        read(data)
+    tree = open_fat(MemoryDevice(data), 1)
+    assert tree.usage().total_bytes
+    with pytest.raises(Corrupt, match="offset 1536000 is none"):
+        open_fat(MemoryDevice(data), 5)
 
 
 def test_what_is_neither() -> None:
