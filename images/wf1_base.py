@@ -6,6 +6,7 @@ Invariants:
   before the page is kept.
 * Nodes ascend by their ids, the entries of a directory by the bytes of their names.
 * Memory is `CACHED_PAGES_MAX` pages, whatever the checkpoint holds.
+* In a thread that is `WITHOUT_WAITING`, what is not at hand is `WouldWait`, and nothing else.
 """
 
 from __future__ import annotations
@@ -46,6 +47,33 @@ CACHED_PAGES_MAX: Final = 4096
 _NUMBER_BYTES: Final = 4
 # Guesses before halves: ids that are far from even must not cost more than those.
 _GUESSES_MAX: Final = 6
+
+
+class WouldWait(Exception):
+    """What was asked for is not at hand: ask again where waiting is allowed."""
+
+
+class _WithoutWaiting(threading.local):
+    """While it is entered, in this thread only, reading raises `WouldWait` instead of waiting."""
+
+    entered = False
+
+    def __enter__(self) -> None:
+        self.entered = True
+
+    def __exit__(self, *_: object) -> None:
+        self.entered = False
+
+
+WITHOUT_WAITING: Final = _WithoutWaiting()
+
+
+def read_at_hand(device: BlockDevice, offset: int, view: memoryview) -> None:
+    """As `BlockDevice.read_into`; raises `WouldWait` for what is not at hand, as above."""
+    if not WITHOUT_WAITING.entered:
+        device.read_into(offset, view)
+    elif not device.read_now(offset, view):
+        raise WouldWait
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +211,9 @@ class Tables:
                 return page
         offset = number * PAGE_BYTES
         # A page never crosses from one segment to the next: their lengths are its multiples.
-        page = self._device.read(self.place(offset), PAGE_BYTES)
+        buffer = bytearray(PAGE_BYTES)
+        read_at_hand(self._device, self.place(offset), memoryview(buffer))
+        page = bytes(buffer)
         self._check(offset, page)
         with self._lock:
             self._pages[number] = page
@@ -338,6 +368,52 @@ class Tables:
         """The records of all nodes, ascending."""
         for row in range(self.head.counts.nodes):
             yield self._record(WF1_NODE, self._nodes_at, row)
+
+    # Rows, many at a time, for whoever copies tables ---------------------------------------------
+
+    def row_behind(self, number: int) -> int:
+        """The first row whose node's id is not less than `number`."""
+        low, high = 0, self.head.counts.nodes
+        while low < high:
+            middle = (low + high) // 2
+            if self._id(middle) < number:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def rows(self, record: Record, first: int, count: int) -> bytes:
+        """So many records of a table, whose seals were checked.  Raises `Corrupt`."""
+        counts = self.head.counts
+        start, total = {
+            WF1_NODE: (self._nodes_at, counts.nodes),
+            WF1_ENTRY: (self._entries_at, counts.entries),
+            WF1_EXTENT: (self._extents_at, counts.extents),
+        }[record]
+        if first + count > total:
+            raise Corrupt(f"the checkpoint has no {count} records of {record.name} at {first}")
+        at = start + first * record.size
+        raw = self._bytes(at, count * record.size)
+        bad = record.unsealed(raw)
+        if len(bad):
+            where = self.place(at + int(bad[0]) * record.size)
+            raise Corrupt(f"{record.name} at offset {where} has a wrong checksum")
+        return raw
+
+    def heap_bytes(self, at: int, length: int) -> bytes:
+        """A part of the heap, unchecked.  Raises `Corrupt`."""
+        if at + length > self.head.counts.heap:
+            raise Corrupt("the checkpoint has texts that are not there")
+        return self._bytes(self._heap_at + at, length)
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        size, pieces = self._geometry.segment_bytes, []
+        while length:
+            piece = min(length, size - offset % size)
+            pieces.append(self._device.read(self.place(offset), piece))
+            offset += piece
+            length -= piece
+        return b"".join(pieces)
 
 
 assert PAGE_BYTES % BLOCK_BYTES == 0  # noqa: S101

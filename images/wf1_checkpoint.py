@@ -19,6 +19,7 @@ from capstore.images.records import WF1_ENTRY, WF1_EXTENT, WF1_NODE, Record
 from capstore.images.wf1_base import Head, pack_head, table_starts
 from capstore.images.wf1_codec import Encoder
 from capstore.images.wf1_content import Extent, all_extents
+from capstore.images.wf1_copy import Rows, copied
 from capstore.images.wf1_space import TABLE, Space
 from capstore.images.wf1_state import Counts, Node, State
 from capstore.schema.errors import Corrupt
@@ -92,54 +93,81 @@ class CheckpointWriter:
             starts=table_starts(len(runs), len(usage), counts),
         )
         self._streams = [_Stream(self, start) for start in self.head.starts]
-        self._heap_bytes = 0
-        # How many entries and extents there are so far.
-        self._rows = [0, 0]
+        self._rows = Rows()
+        self._pending = Encoder()
+        self._base_nodes = state.base.row_behind(state.next_node)
         self.head_sum = 0
 
     def steps(self) -> Iterator[None]:
         """Writes everything; each item is one step.  Raises `Corrupt` if the tables that the state
         rests on are damaged, and what the device raises."""
-        pending = Encoder()
-        for node in live_nodes(self._state):
-            self._add(pending, node)
-            if len(pending.nodes) + len(pending.entries) + len(pending.extents) > STEP_RECORDS:
-                pending = self._drain(pending)
-                yield
-        self._drain(pending)
+        state, row = self._state, 0
+        for number in sorted({*state.nodes, *state.names}):
+            end = state.base.row_behind(number)
+            yield from self._copy(row, end)
+            node = state.node(number)
+            if node is not None and node.links:
+                self._add(self._pending, node)
+                if self._pending.records > STEP_RECORDS:
+                    self._drain()
+                    yield
+            row = end + (state.base.node(number) is not None)
+        yield from self._copy(row, self._base_nodes)
+        self._drain()
         for stream in self._streams:
             stream.finish()
         self._check()
         head, self.head_sum = pack_head(self.head)
         self.write(0, head)
 
+    def _copy(self, row: int, end: int) -> Iterator[None]:
+        """Copies the rows of nodes that are as the base has them, with all that belongs to them."""
+        if row < end:
+            self._drain()
+        for first in range(row, end, STEP_RECORDS):
+            nodes, entries, extents, heap = copied(
+                self._state.base, first, min(STEP_RECORDS, end - first), self._rows
+            )
+            self._put(nodes, entries, extents, heap)
+            self._rows.entries += len(entries) // WF1_ENTRY.size
+            self._rows.extents += len(extents) // WF1_EXTENT.size
+            self._rows.heap += len(heap)
+            self._pending = Encoder(self._rows.heap)
+            yield
+
     def _add(self, pending: Encoder, node: Node) -> None:
         first = count = 0
         if node.is_directory:
-            first, after = self._rows[0], ""
+            first, after = self._rows.entries, ""
             while names := self._state.list_names(node.id, after, PAGE_ENTRIES_MAX):
                 for name, number in names:
                     pending.entry(node.id, name, number)
                 count += len(names)
                 after = names[-1][0]
-            self._rows[0] += count
+            self._rows.entries += count
         elif node.kind == wf1.FILE:
-            first = self._rows[1]
+            first = self._rows.extents
             for extent in all_extents(self._state.content(node)):
                 pending.extent(extent)
                 count += 1
-            self._rows[1] += count
+            self._rows.extents += count
         pending.node(node, first, count)
 
-    def _drain(self, pending: Encoder) -> Encoder:
-        """Hands on what was encoded; a new encoder whose heap begins where the last one ended."""
-        nodes, entries, extents, heap = self._streams
-        nodes.write(b"".join(pending.nodes))
-        entries.write(b"".join(pending.entries))
-        extents.write(b"".join(pending.extents))
-        heap.write(bytes(pending.heap))
-        self._heap_bytes += len(pending.heap)
-        return Encoder(self._heap_bytes)
+    def _drain(self) -> None:
+        """Hands on what was encoded, and begins anew with a heap that begins where it ended."""
+        pending = self._pending
+        self._put(
+            b"".join(pending.nodes),
+            b"".join(pending.entries),
+            b"".join(pending.extents),
+            bytes(pending.heap),
+        )
+        self._rows.heap += len(pending.heap)
+        self._pending = Encoder(self._rows.heap)
+
+    def _put(self, *tables: bytes) -> None:
+        for stream, table in zip(self._streams, tables, strict=True):
+            stream.write(table)
 
     def _check(self) -> None:
         counts, starts = self.head.counts, self.head.starts

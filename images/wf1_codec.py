@@ -33,6 +33,11 @@ class Encoder:
         self.heap = bytearray()
 
     @property
+    def records(self) -> int:
+        """How many records there are."""
+        return len(self.nodes) + len(self.entries) + len(self.extents)
+
+    @property
     def size(self) -> int:
         """How many bytes the tables have."""
         return (

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from immutables import Map
 
 from capstore.images import wf1
+from capstore.images.records import Record
 from capstore.images.wf1_content import (
     EMPTY,
     Chunks,
@@ -104,6 +105,15 @@ class Base(Protocol):
 
     def decode_node(self, record: Any) -> Node:
         """The node of such a record."""
+
+    def row_behind(self, number: int) -> int:
+        """The first row whose node's id is not less than `number`."""
+
+    def rows(self, record: Record, first: int, count: int) -> bytes:
+        """So many records of a table, whose seals were checked."""
+
+    def heap_bytes(self, at: int, length: int) -> bytes:
+        """A part of the heap, unchecked."""
 
 
 class Effect(NamedTuple):
@@ -341,3 +351,12 @@ class EmptyBase:
 
     def decode_node(self, record: Any) -> Node:
         raise LookupError(record)
+
+    def row_behind(self, number: int) -> int:
+        return 0
+
+    def rows(self, record: Record, first: int, count: int) -> bytes:
+        return b""
+
+    def heap_bytes(self, at: int, length: int) -> bytes:
+        return b""
