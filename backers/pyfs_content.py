@@ -31,10 +31,8 @@ from capstore.schema.errors import (
     TooLarge,
     Unsupported,
 )
-from capstore.schema.limits import MIB
+from capstore.schema.limits import MIB, PYFS_GAP_BYTES_MAX
 
-# What a gap is filled with is written, for not every filesystem has sparse files.
-GAP_BYTES_MAX: Final = 1024 * MIB
 _FILE_BYTES_MAX: Final = (1 << 63) - 1
 _CHUNK_BYTES: Final = 1 * MIB
 _NOWHERE: Final = -1
@@ -197,8 +195,8 @@ class Content:
     def _check_growth(self, size: int, offset: int, end: int) -> None:
         if end > _FILE_BYTES_MAX:
             raise TooLarge("the file would be longer than a file may be")
-        if offset - size > GAP_BYTES_MAX:
-            raise TooLarge(f"a gap has at most {GAP_BYTES_MAX} bytes on this filesystem")
+        if offset - size > PYFS_GAP_BYTES_MAX:
+            raise TooLarge(f"a gap has at most {PYFS_GAP_BYTES_MAX} bytes on this filesystem")
 
     def _append(self, size: int, offset: int, data: bytes | memoryview) -> None:
         """Writes behind the end, which is all that the filesystem does without harm."""

@@ -12,7 +12,7 @@ Invariants:
   from one opening to the next.
 * The version of a node changes with each change made through the volume, and with each other
   change that shows in its time or size.
-* Exceptions from those rules are kept up to `EXCEPTIONS_MAX`.  Then they are dropped: all versions
+* Exceptions from those rules are kept up to `PYFS_PLACES_MAX`.  Then they are dropped: all versions
   change once, and so do all ids but those of nodes that are held.  No two nodes ever share an id.
 * Everything is used by one thread at a time.
 """
@@ -27,12 +27,11 @@ from weakref import WeakValueDictionary
 from capstore.backers.node import Entry, NodeKind, Provenance, Stat
 from capstore.backers.pyfs_info import Look, stored_name
 from capstore.schema.errors import NotFound
+from capstore.schema.limits import PYFS_PLACES_MAX
 
 if TYPE_CHECKING:
     from capstore.backers.pyfs_content import Content
 
-# Renamed, removed and changed nodes of an open volume that are remembered, of about 200 bytes each.
-EXCEPTIONS_MAX: Final = 100_000
 _KEY_BYTES: Final = 16
 
 
@@ -141,7 +140,7 @@ class Places:
         """Notes a change of the content, the entries or the attributes of a node."""
         self.changes += 1
         self._versions[node_id] = self.changes
-        if len(self._versions) > EXCEPTIONS_MAX:
+        if len(self._versions) > PYFS_PLACES_MAX:
             self._versions.clear()
             self._since = self.changes
 
@@ -178,7 +177,7 @@ class Places:
 
     def _rename_id(self, directory: Place, name: str, node_id: int) -> None:
         self._ids[directory.id, name] = node_id
-        if len(self._ids) > EXCEPTIONS_MAX:
+        if len(self._ids) > PYFS_PLACES_MAX:
             self._ids.clear()
             self._key = secrets.token_bytes(_KEY_BYTES)
 

@@ -5,8 +5,9 @@ Invariants:
 * A page is made of a scan that began after it was asked for, or of one from this walk (`after` is
   not empty) that no change made through the volume came after, of a bounded age.  Entries that
   nobody touches appear exactly once in a walk, for each page holds the names behind the last one.
-* A scan keeps at most `SCAN_ENTRIES_MAX` entries, and at most `SCANS_MAX` scans are kept, so memory
-  does not grow with what is listed.  A walk over a larger directory scans it several times.
+* A scan keeps at most `PYFS_SCAN_ENTRIES_MAX` entries, and at most `PYFS_SCANS_MAX` scans are kept,
+  so memory does not grow with what is listed.  A walk over a larger directory scans it several
+  times.
 """
 
 from __future__ import annotations
@@ -20,10 +21,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from capstore.backers.node import Entry, Page
-from capstore.schema.limits import PAGE_BYTES_MAX
+from capstore.schema.limits import PAGE_BYTES_MAX, PYFS_SCAN_ENTRIES_MAX, PYFS_SCANS_MAX
 
-SCAN_ENTRIES_MAX: Final = 20_000
-SCANS_MAX: Final = 8
 # What others do shows after so many seconds, or so many times what a scan took.
 _LIFE_SECONDS_MIN: Final = 1.0
 _LIFE_COSTS: Final = 20
@@ -59,7 +58,7 @@ class Scans:
         page = _page(scan, after, limit)
         if page.more:
             self._kept[directory] = scan
-            if len(self._kept) > SCANS_MAX:
+            if len(self._kept) > PYFS_SCANS_MAX:
                 self._kept.popitem(last=False)
         return page
 
@@ -73,14 +72,14 @@ def _serves(scan: _Scan, after: str, changes: int) -> bool:
 def _scan(entries: Iterable[Entry], after: str, changes: int) -> _Scan:
     began = time.monotonic()
     found = heapq.nsmallest(
-        SCAN_ENTRIES_MAX + 1,
+        PYFS_SCAN_ENTRIES_MAX + 1,
         (entry for entry in entries if entry.name > after),
         key=lambda entry: entry.name,
     )
     now = time.monotonic()
     life = max(_LIFE_SECONDS_MIN, _LIFE_COSTS * (now - began))
-    whole = len(found) <= SCAN_ENTRIES_MAX
-    return _Scan(found[:SCAN_ENTRIES_MAX], after, whole, changes, now + life)
+    whole = len(found) <= PYFS_SCAN_ENTRIES_MAX
+    return _Scan(found[:PYFS_SCAN_ENTRIES_MAX], after, whole, changes, now + life)
 
 
 def _page(scan: _Scan, after: str, limit: int) -> Page:

@@ -8,8 +8,8 @@ Invariants:
   not match is `Corrupt`, never a wrong byte.
 * Spans longer than `SPAN_BYTES_MAX` (an `xz` or `zstd` file is often one block or frame) are
   decompressed into a spool, once, and read from there.
-* Memory is bounded, whatever the file holds: `CACHE_BYTES_MAX` of spans, one span for each thread
-  that reads, the seek points, and what the decompressors are allowed.
+* Memory is bounded, whatever the file holds: `SPAN_CACHE_BYTES_MAX` of spans, one span for each
+  thread that reads, the seek points, and what the decompressors are allowed.
 
 ``docs/spec/compressed.md`` says more, and which library does what.
 """
@@ -27,22 +27,22 @@ from typing import Final
 import google_crc32c
 
 from capstore.images import compressed_bz2, compressed_gz, compressed_xz, compressed_zst
-from capstore.images.compressed_index import SPAN_BYTES_MAX, Index, Span, build, export, imported
+from capstore.images.compressed_index import Index, Span, build, export, imported
 from capstore.images.compressed_spool import Spool
 from capstore.images.compressed_stream import Codec, Source
 from capstore.images.device import BlockDevice
 from capstore.images.devices_file import FileDevice
 from capstore.schema.errors import Closed, Corrupt, ReadOnly, StorageError, Unsupported
-from capstore.schema.limits import MIB
+from capstore.schema.limits import (
+    CONTENT_BYTES_FLOOR,
+    EXPANSION_MAX,
+    SPAN_BYTES_MAX,
+    SPAN_CACHE_BYTES_MAX,
+    SPOOL_BYTES_FLOOR,
+    SPOOL_EXPANSION_MAX,
+)
 from capstore.schema.nodes import Buffer
 
-CACHE_BYTES_MAX: Final = 32 * MIB
-# More content than both of these is a bomb: DEFLATE reaches 1032 times the compressed size.
-CONTENT_BYTES_FLOOR: Final = 1024 * MIB
-EXPANSION_MAX: Final = 1100
-# The same for what is spooled and is not zeros.
-SPOOL_BYTES_FLOOR: Final = 1024 * MIB
-SPOOL_EXPANSION_MAX: Final = 64
 # Threads that want different spans seldom share a lock, those that want the same one always do.
 _LOCKS: Final = 16
 _HEAD_BYTES: Final = 16
@@ -273,7 +273,7 @@ class CompressedDevice(BlockDevice):
                 raise Closed("the device is closed")
             self._cache[number] = data
             self._cached_bytes += len(data)
-            while self._cached_bytes > CACHE_BYTES_MAX:
+            while self._cached_bytes > SPAN_CACHE_BYTES_MAX:
                 _, old = self._cache.popitem(last=False)
                 self._cached_bytes -= len(old)
 

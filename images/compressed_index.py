@@ -28,17 +28,13 @@ from capstore.images.compressed_spool import Spool
 from capstore.images.compressed_stream import Codec, Cut, Event, Mark, Point, Source
 from capstore.images.device import BlockDevice
 from capstore.schema.errors import Corrupt, TooLarge
-from capstore.schema.limits import KIB, MIB
+from capstore.schema.limits import KIB, SPAN_BYTES_MAX, STATES_BYTES_FLOOR
 
 SPAN_BYTES: Final = 512 * KIB
-SPAN_BYTES_MAX: Final = 8 * MIB
 # Many small streams with little in them make a span after so much of the compressed file, for a
 # read decodes them all.
 _SPAN_SOURCE_BYTES: Final = 512 * KIB
 STATE_BYTES_MAX: Final = 48 * KIB
-# All states together, and a byte more for each of the compressed file.  What expands a lot and has
-# windows that do not shrink would need a multiple of that: it is spooled instead.
-STATES_BYTES_FLOOR: Final = 64 * MIB
 _DAMAGE_BYTES_MAX: Final = 1024
 _END_BYTES: Final = 64 * KIB
 

@@ -29,14 +29,12 @@ from capstore.images.compressed_stream import (
     pump,
 )
 from capstore.schema.errors import Corrupt
-from capstore.schema.limits import MIB
+from capstore.schema.limits import DECODER_MEMORY_BYTES_MAX
 
 MAGIC: Final = b"\xfd7zXZ\x00"
 _FOOTER_MAGIC: Final = b"YZ"
 # The size of the check of each type (section 2.1.1.2).
 _CHECK_BYTES: Final = (0, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64)
-# xz -9 needs 65 MiB to decompress.
-DECODER_MEMORY_BYTES_MAX: Final = 256 * MIB
 _STREAM_HEADER_BYTES: Final = 12
 _VARINT_BYTES_MAX: Final = 9
 

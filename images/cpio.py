@@ -18,23 +18,19 @@ import re
 import stat
 from typing import Final
 
-from capstore.images.cpio_header import (
-    CPIO_NAME_BYTES_MAX,
-    MAGIC_BYTES,
-    MAGICS,
-    TRAILER,
-    CpioHeader,
-    cpio_header,
-)
+from capstore.images.cpio_header import MAGIC_BYTES, MAGICS, TRAILER, CpioHeader, cpio_header
 from capstore.images.device import BlockDevice
 from capstore.images.index import IndexBuilder
 from capstore.images.tar_scan import Progress, Scanner, no_progress
 from capstore.schema.errors import Corrupt, Unsupported
-from capstore.schema.limits import KIB, MIB, SYMLINK_TARGET_BYTES_MAX
+from capstore.schema.limits import (
+    CPIO_NAME_BYTES_MAX,
+    CPIO_SEARCH_BYTES_MAX,
+    KIB,
+    SYMLINK_TARGET_BYTES_MAX,
+)
 from capstore.schema.nodes import NodeKind, Provenance
 
-# What is searched for a next header, and skipped as zeros between archives, in all.
-SEARCH_BYTES_MAX: Final = 256 * MIB
 _PIECE_BYTES: Final = 64 * KIB
 _MAGIC: Final = re.compile(b"|".join(MAGICS))
 _OLD_BINARY: Final = (b"\xc7\x71", b"\x71\xc7")
@@ -67,7 +63,7 @@ class _Walk:
     def __init__(self, scanner: Scanner, index: IndexBuilder) -> None:
         self._scanner = scanner
         self._index = index
-        self._search_left = SEARCH_BYTES_MAX
+        self._search_left = CPIO_SEARCH_BYTES_MAX
         # Nodes of this archive that have several names, with size and checksum of their content.
         self._linked: dict[tuple[int, ...], tuple[int, int, int | None]] = {}
         self._any = False

@@ -16,13 +16,10 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
 from capstore.images.builder import Facts, Path, TreeBuilder, check_named, check_target
-from capstore.images.cpio_header import (
-    CPIO_NAME_BYTES_MAX,
-    NEWC_MAGIC,
-    TRAILER,
-)
+from capstore.images.cpio_header import NEWC_MAGIC, TRAILER
 from capstore.images.tar_output import Output, stored_bytes, stored_path
 from capstore.schema.errors import InvalidArgument, TooLarge, Unsupported
+from capstore.schema.limits import CPIO_NAME_BYTES_MAX
 from capstore.schema.nodes import Buffer
 
 _NUMBER_MAX: Final = (1 << 32) - 1

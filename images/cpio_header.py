@@ -16,6 +16,7 @@ import struct
 from typing import Final, NamedTuple
 
 from capstore.images.tar_scan import Scanner
+from capstore.schema.limits import CPIO_NAME_BYTES_MAX
 
 NEWC_MAGIC: Final = b"070701"
 CRC_MAGIC: Final = b"070702"
@@ -25,8 +26,6 @@ MAGIC_BYTES: Final = 6
 NEWC_BYTES: Final = 110
 ODC_BYTES: Final = 76
 TRAILER: Final = b"TRAILER!!!"
-# A member's name with its NUL: Linux's PATH_MAX.
-CPIO_NAME_BYTES_MAX: Final = 4096
 # ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor, namesize,
 # check
 _NEWC: Final = struct.Struct(">13I")

@@ -17,9 +17,7 @@ import numpy as np
 
 from capstore.images.device import BlockDevice, read_checked
 from capstore.schema.errors import Corrupt, Unsupported
-
-# The tables kept in memory take nine bytes for each cluster.
-CLUSTERS_MAX: Final = 1 << 26
+from capstore.schema.limits import FAT_CLUSTERS_MAX
 
 BOOT_BYTES: Final = 512
 ENTRY_BYTES: Final = 32
@@ -138,7 +136,7 @@ def read_geometry(device: BlockDevice) -> Geometry:
     """Reads and checks the boot sector.
 
     Raises `Corrupt` where it is none or contradicts itself or the device, `Unsupported` for a
-    later version or more than `CLUSTERS_MAX` clusters.
+    later version or more than `FAT_CLUSTERS_MAX` clusters.
     """
     raw = read_checked(device, 0, BOOT_BYTES, "the boot sector")
     if raw[-2:] != _BOOT_SIGNATURE:
@@ -148,8 +146,8 @@ def read_geometry(device: BlockDevice) -> Geometry:
     geometry = _geometry(np.frombuffer(raw, BOOT_32, 1)[0] if large else common, large)
     if geometry.total_bytes > device.size():
         raise _wrong(f"its {geometry.total_bytes} bytes exceed the image's {device.size()}")
-    if geometry.clusters > CLUSTERS_MAX:
-        raise Unsupported(f"FAT with more than {CLUSTERS_MAX} clusters")
+    if geometry.clusters > FAT_CLUSTERS_MAX:
+        raise Unsupported(f"FAT with more than {FAT_CLUSTERS_MAX} clusters")
     return geometry
 
 

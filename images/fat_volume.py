@@ -28,11 +28,9 @@ from capstore.images.fat_entries import Slots, has_dots, scan
 from capstore.images.fat_table import Numbers, Table
 from capstore.images.tree import Extents
 from capstore.schema.errors import Corrupt, NotDirectory, NotFound
-from capstore.schema.limits import MIB
+from capstore.schema.limits import FAT_DIRECTORY_BYTES_MAX
 
 ROOT: Final = 1
-# A directory has at most 65,536 entries.
-DIRECTORY_BYTES_MAX: Final = 2 * MIB
 
 Ids = npt.NDArray[np.int64]
 
@@ -180,7 +178,7 @@ class Volume:
         else:
             try:
                 clusters = self.table.directory_chain(
-                    head, DIRECTORY_BYTES_MAX // geometry.cluster_bytes
+                    head, FAT_DIRECTORY_BYTES_MAX // geometry.cluster_bytes
                 )
             except Corrupt as error:
                 raise Corrupt(f"{error.message}, at {_entry(node)}") from None

@@ -18,12 +18,10 @@ from typing import Final
 from capstore.images.nodetable import ROOT, NodeTable
 from capstore.images.tree import Finding
 from capstore.schema.errors import InvalidName, TooLarge
-from capstore.schema.limits import NAME_BYTES_MAX, SYMLINK_TARGET_BYTES_MAX
+from capstore.schema.limits import INDEX_FINDINGS_MAX, NAME_BYTES_MAX, SYMLINK_TARGET_BYTES_MAX
 from capstore.schema.names import check_name, from_bytes
 from capstore.schema.nodes import NodeKind, Provenance
 
-# Findings that are kept; behind them they are counted.
-FINDINGS_MAX: Final = 1000
 _SHOWN_BYTES_MAX: Final = 100
 
 
@@ -85,7 +83,7 @@ class IndexBuilder:
 
     def refuse(self, path: bytes, reason: str, offset: int) -> None:
         """Notes that the member at `offset`, called `path` if that is known, is not served."""
-        if len(self.findings) >= FINDINGS_MAX:
+        if len(self.findings) >= INDEX_FINDINGS_MAX:
             self.findings_dropped += 1
             return
         shown = from_bytes(path[:_SHOWN_BYTES_MAX])

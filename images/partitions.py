@@ -18,10 +18,7 @@ from typing import Final
 
 from capstore.images.device import BlockDevice
 from capstore.schema.errors import Corrupt
-from capstore.schema.limits import MIB
-
-PARTITIONS_MAX: Final = 256
-GPT_TABLE_BYTES_MAX: Final = 1 * MIB
+from capstore.schema.limits import GPT_TABLE_BYTES_MAX, PARTITIONS_MAX
 
 _SECTOR_BYTES: Final = 512
 _SECTORS_OF_GPT: Final = (512, 4096)

@@ -30,23 +30,13 @@ from capstore.images.tar_header import (
     padded,
     parse_header,
 )
-from capstore.images.tar_pax import (
-    PAX_BYTES_MAX,
-    Keywords,
-    parse_decimal,
-    parse_records,
-    parse_time,
-)
+from capstore.images.tar_pax import Keywords, parse_decimal, parse_records, parse_time
 from capstore.images.tar_scan import Progress, Scanner, no_progress
 from capstore.images.tar_sparse import Rows, is_sparse, old_gnu_map, pax_rows, regions
 from capstore.schema.errors import Corrupt, StorageError, TooLarge, Unsupported
-from capstore.schema.limits import KIB, MIB
+from capstore.schema.limits import KIB, LONG_NAME_BYTES_MAX, PAX_BYTES_MAX, TAR_SEARCH_BYTES_MAX
 from capstore.schema.nodes import NodeKind, Provenance
 
-# Content of a GNU long name or long link.
-LONG_NAME_BYTES_MAX: Final = 64 * KIB
-# What is searched for a next header, in all, where headers are damaged.
-RESYNC_BYTES_MAX: Final = 256 * MIB
 # What looking at one far place counts as in that.
 _JUMP_BYTES: Final = 256 * KIB
 # A path or target in a global header: it is looked at again for every member.
@@ -104,7 +94,7 @@ class _Walk:
         self._index = index
         self._globals: Keywords = {}
         self._extension: _Extension | None = None
-        self._search_left = RESYNC_BYTES_MAX
+        self._search_left = TAR_SEARCH_BYTES_MAX
         self._any = False
         self._truncated = False
 

@@ -15,8 +15,9 @@ from typing import BinaryIO, Final
 from capstore.images.builder import Facts, Path, TreeBuilder, check_named, check_target
 from capstore.images.tar_header import OCTAL_MAX, ZERO_BLOCK, padded, ustar_header
 from capstore.images.tar_output import Output, stored_bytes, stored_path
-from capstore.images.tar_pax import PAX_BYTES_MAX, pax_record, time_text
+from capstore.images.tar_pax import pax_record, time_text
 from capstore.schema.errors import Unsupported
+from capstore.schema.limits import PAX_BYTES_MAX
 from capstore.schema.nodes import Buffer
 
 _FIELD_BYTES: Final = 100

@@ -13,10 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from capstore.schema.errors import Corrupt
-from capstore.schema.limits import MIB
 
-# Content of one pax header.
-PAX_BYTES_MAX: Final = 1 * MIB
 _INT64_MAX: Final = (1 << 63) - 1
 _LENGTH: Final = re.compile(rb"([0-9]{1,9}) ")
 _DECIMAL: Final = re.compile(rb"[0-9]{1,19}")

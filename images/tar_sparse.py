@@ -16,11 +16,8 @@ from capstore.images.tar_header import BLOCK_BYTES, number, padded
 from capstore.images.tar_pax import Keywords, parse_decimal
 from capstore.images.tar_scan import CHUNK_BYTES_MIN, Scanner
 from capstore.schema.errors import Corrupt, StorageError, TooLarge, Unsupported
-from capstore.schema.limits import MIB
+from capstore.schema.limits import SPARSE_MAP_BYTES_MAX, SPARSE_REGIONS_MAX
 
-# Regions of one sparse member, and the length of the map that tells them (format 1.0).
-SPARSE_REGIONS_MAX: Final = 1 << 20
-SPARSE_MAP_BYTES_MAX: Final = 32 * MIB
 _ENTRY_BYTES: Final = 24
 _HEADER_MAP: Final = slice(386, 482)
 _HEADER_MORE_AT: Final = 482

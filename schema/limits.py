@@ -37,6 +37,31 @@ MEMORY_TOTAL_BYTES_MAX: Final = 64 * MIB
 MEMORY_NODES_MAX: Final = 1_000_000
 INDEX_BYTES_MIN: Final = 64 * MIB
 INDEX_RATIO_MAX: Final = 64
+PAX_BYTES_MAX: Final = 1 * MIB
+LONG_NAME_BYTES_MAX: Final = 64 * KIB
+TAR_SEARCH_BYTES_MAX: Final = 256 * MIB
+SPARSE_REGIONS_MAX: Final = 1 << 20
+SPARSE_MAP_BYTES_MAX: Final = 32 * MIB
+CPIO_SEARCH_BYTES_MAX: Final = 256 * MIB
+CPIO_NAME_BYTES_MAX: Final = 4096
+INDEX_FINDINGS_MAX: Final = 1000
+FAT_CLUSTERS_MAX: Final = 1 << 26
+FAT_DIRECTORY_BYTES_MAX: Final = 2 * MIB
+PARTITIONS_MAX: Final = 256
+GPT_TABLE_BYTES_MAX: Final = 1 * MIB
+SPAN_CACHE_BYTES_MAX: Final = 32 * MIB
+CONTENT_BYTES_FLOOR: Final = 1024 * MIB
+EXPANSION_MAX: Final = 1100
+SPOOL_BYTES_FLOOR: Final = 1024 * MIB
+SPOOL_EXPANSION_MAX: Final = 64
+SPAN_BYTES_MAX: Final = 8 * MIB
+STATES_BYTES_FLOOR: Final = 64 * MIB
+DECODER_MEMORY_BYTES_MAX: Final = 256 * MIB
+PYFS_GAP_BYTES_MAX: Final = 1024 * MIB
+PYFS_SCAN_ENTRIES_MAX: Final = 20_000
+PYFS_SCANS_MAX: Final = 8
+PYFS_PLACES_MAX: Final = 100_000
+IMAGE_DEPTH_MAX: Final = 2048
 WINDOW_REQUESTS: Final = 8
 WINDOW_BYTES: Final = 256 * KIB
 
@@ -77,6 +102,70 @@ LIMITS: Final = (
     Limit("memoryNodes", MEMORY_NODES_MAX, "nodes", "default for memory:"),
     Limit("indexBytes", INDEX_BYTES_MIN, "bytes", "an archive's index may take, and besides"),
     Limit("indexRatio", INDEX_RATIO_MAX, "bytes", "of index for each byte of the archive"),
+    Limit("paxHeaderBytes", PAX_BYTES_MAX, "bytes", "of one extended header of a tar archive"),
+    Limit("tarLongNameBytes", LONG_NAME_BYTES_MAX, "bytes", "of one GNU long name"),
+    Limit(
+        "tarSearchBytes", TAR_SEARCH_BYTES_MAX, "bytes", "looked through for headers behind damage"
+    ),
+    Limit("tarSparseRegions", SPARSE_REGIONS_MAX, "regions", "of one sparse member"),
+    Limit("tarSparseMapBytes", SPARSE_MAP_BYTES_MAX, "bytes", "of the map of one sparse member"),
+    Limit(
+        "cpioSearchBytes",
+        CPIO_SEARCH_BYTES_MAX,
+        "bytes",
+        "looked through for headers behind damage",
+    ),
+    Limit("cpioNameBytes", CPIO_NAME_BYTES_MAX, "bytes", "of a member's name, as in Linux"),
+    Limit(
+        "indexFindings",
+        INDEX_FINDINGS_MAX,
+        "findings",
+        "of one archive that are kept; more are counted",
+    ),
+    Limit("fatClusters", FAT_CLUSTERS_MAX, "clusters", "of a FAT volume"),
+    Limit(
+        "fatDirectoryBytes", FAT_DIRECTORY_BYTES_MAX, "bytes", "of a FAT directory, as FAT has it"
+    ),
+    Limit("partitions", PARTITIONS_MAX, "partitions", "of a disk"),
+    Limit("gptTableBytes", GPT_TABLE_BYTES_MAX, "bytes", "of a GPT partition table"),
+    Limit(
+        "spanCacheBytes",
+        SPAN_CACHE_BYTES_MAX,
+        "bytes",
+        "of decompressed spans that are kept, of one archive",
+    ),
+    Limit(
+        "contentBytes", CONTENT_BYTES_FLOOR, "bytes", "that a compressed archive may always have"
+    ),
+    Limit(
+        "contentRatio", EXPANSION_MAX, "bytes", "of content for each compressed byte, beyond that"
+    ),
+    Limit(
+        "spoolBytes", SPOOL_BYTES_FLOOR, "bytes", "of a temporary file for what has no seek points"
+    ),
+    Limit(
+        "spoolRatio", SPOOL_EXPANSION_MAX, "bytes", "of it for each compressed byte, beyond that"
+    ),
+    Limit("spanBytes", SPAN_BYTES_MAX, "bytes", "between seek points; what is longer is spooled"),
+    Limit(
+        "seekPointBytes",
+        STATES_BYTES_FLOOR,
+        "bytes",
+        "of seek points, beside the archive's own length",
+    ),
+    Limit("xzMemoryBytes", DECODER_MEMORY_BYTES_MAX, "bytes", "that decompressing xz may take"),
+    Limit(
+        "pyfsGapBytes", PYFS_GAP_BYTES_MAX, "bytes", "of zeros that one write behind the end makes"
+    ),
+    Limit(
+        "pyfsScanEntries",
+        PYFS_SCAN_ENTRIES_MAX,
+        "entries",
+        "of a listing that are kept between its pages",
+    ),
+    Limit("pyfsScans", PYFS_SCANS_MAX, "listings", "that are kept, of one volume"),
+    Limit("pyfsPlaces", PYFS_PLACES_MAX, "places", "renamed or removed that are remembered"),
+    Limit("imageDepth", IMAGE_DEPTH_MAX, "levels", "of a tree that an image is built of"),
     Limit("windowRequests", WINDOW_REQUESTS, "requests", "a client's transfers in flight"),
     Limit("windowBytes", WINDOW_BYTES, "bytes", "of one request of a client's transfer"),
 )

@@ -435,7 +435,7 @@ async def test_a_walk_scans_once_unless_something_changes(
 async def test_a_directory_larger_than_a_scan(
     mem: PyfsVolume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pyfs_walk, "SCAN_ENTRIES_MAX", 10)
+    monkeypatch.setattr(pyfs_walk, "PYFS_SCAN_ENTRIES_MAX", 10)
     names = [f"{number:02}" for number in range(45)]
     await populate(mem.root, dict.fromkeys(names, b""))
     for limit in (1, 4, 10, 11, 50):
@@ -447,7 +447,7 @@ async def test_abandoned_walks_are_forgotten(mem: PyfsVolume) -> None:
         directory = await mem.root.mkdir(f"d{number}")
         await populate(directory, {"a": b"", "b": b""})
         await directory.list("", 1)
-    assert len(mem.tree._scans._kept) == pyfs_walk.SCANS_MAX
+    assert len(mem.tree._scans._kept) == pyfs_walk.PYFS_SCANS_MAX
 
 
 # Ids and handles --------------------------------------------------------------------------------
@@ -467,7 +467,7 @@ async def test_ids_stay_with_what_is_below(mem: PyfsVolume) -> None:
 async def test_ids_stay_unique_when_there_are_too_many_exceptions(
     mem: PyfsVolume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pyfs_places, "EXCEPTIONS_MAX", 5)
+    monkeypatch.setattr(pyfs_places, "PYFS_PLACES_MAX", 5)
     held = await mem.root.create("held")
     first = await held.stat()
     seen = {first.node_id}

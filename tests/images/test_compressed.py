@@ -249,7 +249,7 @@ def test_threads_read_at_once(name: str) -> None:
 
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressed, "CACHE_BYTES_MAX", 1_500_000)
+    monkeypatch.setattr(compressed, "SPAN_CACHE_BYTES_MAX", 1_500_000)
     device = open_compressed(device_of(packed("gz")))
     assert device.read(0, len(PLAIN)) == PLAIN
     assert 0 < device._cached_bytes == sum(map(len, device._cache.values())) <= 1_500_000

@@ -207,7 +207,7 @@ def test_what_follows_the_last_archive(tail: bytes, word: str) -> None:
 
 
 def test_zeros_between_archives_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpio_module, "SEARCH_BYTES_MAX", MIB)
+    monkeypatch.setattr(cpio_module, "CPIO_SEARCH_BYTES_MAX", MIB)
     served = cpio(newc(b"a", b"1") + TRAILER + bytes(3 * MIB) + AFTER)
     assert served.paths() == {"a": b"1"}
     assert reasons(served) == ["too many zeros; the rest is not shown"]
@@ -249,7 +249,7 @@ def test_forged_sizes() -> None:
 def test_the_search_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = newc(b"x", name_size=4096)[:110] * 2000 + b"x" * 5000
     assert between(fakes)[0] == {}
-    monkeypatch.setattr(cpio_module, "SEARCH_BYTES_MAX", 300_000)
+    monkeypatch.setattr(cpio_module, "CPIO_SEARCH_BYTES_MAX", 300_000)
     served = cpio(BEFORE + fakes + AFTER)
     assert served.paths() == {"before": b"before"}
     assert "searched" in reasons(served)[-1]

@@ -17,9 +17,9 @@ from capstore.images.devices import MemoryDevice
 from capstore.images.index import IndexBuilder
 from capstore.images.tar import LONG_NAME_BYTES_MAX, index_tar
 from capstore.images.tar_header import parse_header
-from capstore.images.tar_pax import PAX_BYTES_MAX, parse_time
+from capstore.images.tar_pax import parse_time
 from capstore.schema.errors import Corrupt, StorageError, TooLarge
-from capstore.schema.limits import MIB
+from capstore.schema.limits import MIB, PAX_BYTES_MAX
 from capstore.schema.nodes import NodeKind, Provenance
 from tests.images.archives import END, SECOND, Served, block, member, pax, serve, summed
 
@@ -222,7 +222,7 @@ def test_a_plain_header_damaged_behind_its_extension() -> None:
 
 
 def test_the_search_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_module, "RESYNC_BYTES_MAX", 4096 + 512)
+    monkeypatch.setattr(tar_module, "TAR_SEARCH_BYTES_MAX", 4096 + 512)
     damaged = bytearray(member(b"x" * 3000, name=b"a", size=b"junk"))
     assert rest(between(bytes(damaged))) == {}
     served = tar(BEFORE + bytes(damaged) + b"x" * 4096 + AFTER)
@@ -238,7 +238,7 @@ def test_many_damaged_headers_take_bounded_work(monkeypatch: pytest.MonkeyPatch)
     served = tar(raw)
     assert served.paths()["ok"] == b""
     assert time.process_time() - start < 5
-    monkeypatch.setattr(tar_module, "RESYNC_BYTES_MAX", 10 * 256 * 1024)
+    monkeypatch.setattr(tar_module, "TAR_SEARCH_BYTES_MAX", 10 * 256 * 1024)
     assert len(tar(raw).findings) < 20
 
 
@@ -652,7 +652,7 @@ def test_old_gnu_maps() -> None:
 
 def test_maps_within_maps_take_bounded_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each block is a header whose map goes on in all blocks behind it."""
-    monkeypatch.setattr(tar_module, "RESYNC_BYTES_MAX", 16 * MIB)
+    monkeypatch.setattr(tar_module, "TAR_SEARCH_BYTES_MAX", 16 * MIB)
 
     class Counting(MemoryDevice):
         taken = 0

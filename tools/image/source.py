@@ -19,7 +19,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from capstore.backers.hostdir import HostVolume
 from capstore.backers.image import ImageDirectory, ImageVolume
@@ -36,7 +35,7 @@ from capstore.schema.errors import (
     TooLarge,
     Unsupported,
 )
-from capstore.schema.limits import TRANSFER_BYTES_MAX
+from capstore.schema.limits import IMAGE_DEPTH_MAX, TRANSFER_BYTES_MAX
 from capstore.schema.names import check_name
 from capstore.service.remote import Directory
 from capstore.tools.console import about, local, local_error, printable
@@ -44,10 +43,6 @@ from capstore.tools.location import locate, opened
 from capstore.tools.remote_tree import RemoteTree, listed
 from capstore.tools.resolve import find_directory
 from capstore.tools.trees import Content
-
-# As deep as PATH_MAX reaches: a deeper tree is no tree of files, and paths to its end would not be
-# paths to anything else.
-DEPTH_MAX: Final = 2048
 
 _LOCATION = re.compile(r"-|@.+|capnp://.*", re.DOTALL)
 _SPEC = re.compile(r"[a-z][a-z0-9]*:.*", re.DOTALL)
@@ -254,7 +249,7 @@ async def depth_first(
 ) -> AsyncGenerator[Step, None]:
     """Everything below the root `root`, which is at `path`, but what is at or below one of `skip`.
 
-    Raises `StorageError` with the path in front; `TooLarge` where it is over `DEPTH_MAX` deep.
+    Raises `StorageError` with the path in front; `TooLarge` over `IMAGE_DEPTH_MAX` deep.
     """
     stack = [entries_of(root.anew(), path)]
     try:
@@ -273,8 +268,8 @@ async def depth_first(
 
 async def entries_of(folder: Folder, path: tuple[str, ...]) -> AsyncGenerator[Step, None]:
     """The entries of `folder`, which is at `path`.  Raises as `depth_first`."""
-    if len(path) > DEPTH_MAX:
-        raise TooLarge(f"a tree is at most {DEPTH_MAX} levels deep")
+    if len(path) > IMAGE_DEPTH_MAX:
+        raise TooLarge(f"a tree is at most {IMAGE_DEPTH_MAX} levels deep")
     try:
         async with aclosing(NodeTree().pages(folder)) as pages:
             async for page in pages:
