@@ -68,7 +68,10 @@ class IndexBuilder:
         if checksum is not None:
             table.set_check(number, checksum)
         if kind is NodeKind.SYMLINK:
-            table.set_target(number, from_bytes(target).encode())
+            # What is too long is never bound, and not worth its escaping.
+            fits = len(target) <= SYMLINK_TARGET_BYTES_MAX
+            cut = target[: SYMLINK_TARGET_BYTES_MAX + 1]
+            table.set_target(number, from_bytes(target).encode() if fits else cut)
         self._check_budget()
         return number
 
@@ -97,7 +100,7 @@ class IndexBuilder:
             if last in (b"", b"."):
                 self._bind_directory(path, node, offset)
                 return
-            name = check_name(from_bytes(last))
+            name = _stored_name(last)
             self._check_target(node)
             directory = self._directory(head)
         except InvalidName as error:
@@ -111,6 +114,8 @@ class IndexBuilder:
         for part in path.split(b"/"):
             if part in (b"", b"."):
                 continue
+            if len(part) > NAME_BYTES_MAX:
+                return None
             child = self.table.children.get(at, {}).get(from_bytes(part))
             if child is None:
                 return None
@@ -134,7 +139,7 @@ class IndexBuilder:
             return self._last[1]
         # All names are checked before the first directory is made.
         parts = (part for part in path.split(b"/") if part not in (b"", b"."))
-        names = [check_name(from_bytes(part)) for part in parts]
+        names = [_stored_name(part) for part in parts]
         at = ROOT
         for name in names:
             child = self.table.children[at].get(name)
@@ -164,6 +169,13 @@ class IndexBuilder:
     def _check_budget(self) -> None:
         if self.table.bytes_used > self._bytes_max:
             raise TooLarge(f"the archive's index takes more than {self._bytes_max} bytes")
+
+
+def _stored_name(raw: bytes) -> str:
+    """The name that stands for `raw`; raises `InvalidName`."""
+    if len(raw) > NAME_BYTES_MAX:  # escaping makes nothing shorter
+        raise InvalidName(f"a name has at most {NAME_BYTES_MAX} bytes")
+    return check_name(from_bytes(raw))
 
 
 assert NAME_BYTES_MAX < 1 << 16  # noqa: S101 - what a record's nameBytes can hold

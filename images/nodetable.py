@@ -40,6 +40,8 @@ _NODE: Final = RO1_NODE.packer(
 _UNSOUND: Final = "its size or place is more than 64 bits hold"
 # About what a node costs in memory, besides its name: columns, a place in a dictionary, a string.
 NODE_BYTES: Final = 256
+# And a directory besides, for its dictionary.
+DIRECTORY_BYTES: Final = 512
 EXTENT_BYTES: Final = 32
 
 # (offset in the file, length, offset in the device, number of the first checksum)
@@ -111,6 +113,7 @@ class NodeTable:
         )
         if kind is NodeKind.DIRECTORY:
             self.children[number] = {}
+            self.bytes_used += DIRECTORY_BYTES
         self.bytes_used += NODE_BYTES + EXTENT_BYTES * len(extents)
         if not sound:
             self.damage(number, _UNSOUND)

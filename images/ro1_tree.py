@@ -24,7 +24,15 @@ from capstore.images.device import BlockDevice
 from capstore.images.nodetable import prefix_of
 from capstore.images.records import BLOCK_BYTES, RO1_ENTRY, RO1_EXTENT, RO1_NODE, blocks_of
 from capstore.images.ro1 import CHUNK_BYTES, SUM_BYTES, Span
-from capstore.images.tree import Content, ExtentContent, Extents, Finding, ImageTree, Region
+from capstore.images.tree import (
+    SIZE_MAX,
+    Content,
+    ExtentContent,
+    Extents,
+    Finding,
+    ImageTree,
+    Region,
+)
 from capstore.schema.errors import (
     Closed,
     Corrupt,
@@ -461,6 +469,13 @@ class SummedExtents(ExtentContent):
 def _checked_node(record: Any, number: int, at: int) -> Any:
     if record.kind not in ro1.KINDS or record.provenance not in ro1.PROVENANCES:
         raise Corrupt(f"node {number} at offset {at} is of no known kind")
+    if (
+        (not number and record.kind != _DIRECTORY)
+        or not record.links
+        or record.size > SIZE_MAX
+        or (record.kind == _SYMLINK and record.size != record.count)
+    ):
+        raise Corrupt(f"node {number} at offset {at} contradicts itself")
     return record
 
 

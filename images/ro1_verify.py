@@ -58,7 +58,8 @@ def _extent_seals(tree: Ro1Tree, span: Span) -> Iterator[Finding]:
 
 def verify_nodes(tree: Ro1Tree) -> Iterator[Finding]:
     """What is wrong with the tree: its directories, and where its files are."""
-    next_entry = 0
+    extents = tree.superblock.extents.count
+    next_entry = claimed = 0
     for number in range(tree.superblock.nodes.count):
         try:
             node = tree.node(number)
@@ -70,6 +71,13 @@ def verify_nodes(tree: Ro1Tree) -> Iterator[Finding]:
         if kind is NodeKind.DIRECTORY:
             next_entry = yield from _directory(tree, number, next_entry)
         elif kind is NodeKind.FILE:
+            own = 0 if node.flags & ro1.DAMAGED else node.count
+            before, claimed = claimed, claimed + own
+            if claimed > extents:
+                # Each would be looked at once for each file that claims it.
+                if before <= extents:
+                    yield Finding("extents", "files claim more of them than there are")
+                continue
             try:
                 tree.content(number)
             except StorageError as error:

@@ -29,7 +29,7 @@ from capstore.schema.nodes import Entry, Page, Stat, Usage
 Extents = npt.NDArray[np.int64]
 
 
-_SIZE_MAX = (1 << 63) - 1
+SIZE_MAX = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +45,31 @@ class Region:
     label: str = ""
 
 
-REGION_KINDS = ("superblock", "table", "directory", "header", "data", "free", "unused", "damaged")
+REGION_KINDS = (
+    "superblock",
+    "table",
+    "directory",
+    "header",
+    "log",
+    "data",
+    "dead",
+    "free",
+    "unused",
+    "damaged",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong with an image: in `where`, at `offset` in bytes if that is known."""
+    """One thing that is wrong with an image: in `where`, at `offset` in bytes if that is known.
+
+    `repairable` says that a crash leaves such, and that it can be removed with nothing lost.
+    """
 
     where: str
     message: str
     offset: int | None = None
+    repairable: bool = False
 
 
 class Content(ABC):
@@ -137,7 +152,7 @@ class ExtentContent(Content):
 
 
 def _check_extents(extents: Extents, size: int, device_size: int) -> None:
-    if not 0 <= size <= _SIZE_MAX:
+    if not 0 <= size <= SIZE_MAX:
         raise Corrupt("the file is longer than any file can be")
     if not len(extents):
         return

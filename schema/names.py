@@ -12,11 +12,17 @@ Invariants:
 
 from __future__ import annotations
 
+import re
+
 from capstore.schema.errors import InvalidName
 from capstore.schema.limits import NAME_BYTES_MAX
 
 _ESCAPE_BASE = 0xEF00
 _ESCAPES = range(0xEF80, 0xF000)
+# A character of that range as it is stored: its first byte begins no other one.
+_STORED_ESCAPE = re.compile(rb"\xee[\xbe\xbf][\x80-\xbf]")
+# What Python makes of bad bytes, and what is made of that here.
+_SURROGATES = {0xDC00 + byte: _ESCAPE_BASE + byte for byte in range(0x80, 0x100)}
 
 
 def check_name(name: str) -> str:
@@ -54,27 +60,20 @@ def _holds_escapes(text: str) -> bool:
 
 
 def _escaped(raw: bytes) -> str:
-    """Decodes character by character; escapes bad bytes, and characters of the escape range."""
+    """Decodes; escapes bad bytes, and the bytes of characters of the escape range."""
     pieces: list[str] = []
     at = 0
-    while at < len(raw):
-        step, char = _first_character(raw[at : at + 4])
-        if char is None or ord(char) in _ESCAPES:
-            pieces.extend(chr(_ESCAPE_BASE + byte) for byte in raw[at : at + step])
-        else:
-            pieces.append(char)
-        at += step
+    for match in _STORED_ESCAPE.finditer(raw):
+        pieces.append(_decoded(raw[at : match.start()]))
+        pieces.extend(chr(_ESCAPE_BASE + byte) for byte in match[0])
+        at = match.end()
+    pieces.append(_decoded(raw[at:]))
     return "".join(pieces)
 
 
-def _first_character(raw: bytes) -> tuple[int, str | None]:
-    """How many bytes the first character of `raw` takes, and the character; None for a bad byte."""
-    for width in range(1, len(raw) + 1):
-        try:
-            return width, raw[:width].decode()
-        except UnicodeDecodeError:
-            continue
-    return 1, None
+def _decoded(raw: bytes) -> str:
+    """`raw` with each bad byte escaped."""
+    return raw.decode("utf-8", "surrogateescape").translate(_SURROGATES)
 
 
 def to_bytes(name: str) -> bytes:

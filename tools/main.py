@@ -19,6 +19,7 @@ from capstore.schema.errors import StorageError, TransportError
 from capstore.tools import browse, change, copy, limits, serve, share
 from capstore.tools.bench import command as bench
 from capstore.tools.console import Failed, complain, drop_stdout, explained
+from capstore.tools.fuzz import command as fuzz
 from capstore.tools.image import command as image
 from capstore.tools.parameters import block
 from capstore.tools.walk import first_of
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for _verbs in (serve, browse, copy, change, share, image, limits, bench):
+for _verbs in (serve, browse, copy, change, share, image, limits, bench, fuzz):
     app.add_typer(_verbs.app)
 
 

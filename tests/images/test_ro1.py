@@ -431,6 +431,9 @@ FORGERIES: dict[str, Callable[[Forger], object]] = {
     "entries of another directory": lambda f: f.set(RO1_NODE, "nodes", 1, first=0),
     "more entries than there are": lambda f: f.set(RO1_NODE, "nodes", 1, count=2**32 - 1),
     "entries from nowhere": lambda f: f.set(RO1_NODE, "nodes", 1, first=HUGE),
+    "a root that is a file": lambda f: f.set(RO1_NODE, "nodes", 0, kind=0),
+    "a link longer than its target": lambda f: f.set(RO1_NODE, "nodes", 3, size=99),
+    "a node without a name": lambda f: f.set(RO1_NODE, "nodes", 2, links=0),
     "an unknown kind": lambda f: f.set(RO1_NODE, "nodes", 1, kind=9),
     "an unknown provenance": lambda f: f.set(RO1_NODE, "nodes", 2, provenance=99),
     "a huge size": lambda f: f.set(RO1_NODE, "nodes", 2, size=HUGE),
@@ -506,6 +509,7 @@ def test_targets_that_are_none(text: bytes) -> None:
         node,
         first=heap.length - len(text),
         count=len(text),
+        size=len(text),
         check=crc32c(text),
     )
     tree = opened(bytes(forger.image))
