@@ -16,6 +16,7 @@ from capstore.backers.hostdir import HostVolume
 from capstore.backers.image import ImageVolume
 from capstore.backers.memory import MemoryVolume
 from capstore.backers.node import Volume
+from capstore.backers.wf1 import Wf1Volume
 from capstore.images.formats import FORMATS, open_image
 from capstore.schema.errors import InvalidArgument
 from capstore.schema.limits import (
@@ -68,8 +69,13 @@ class Spec:
 
 def _split(rest: str) -> list[str]:
     """Splits at commas that no backslash escapes, and drops the escapes."""
-    parts = re.split(r"(?<!\\),", rest)
-    return [re.sub(r"\\(.)", r"\1", part) for part in parts]
+    parts = [""]
+    for escaped, comma, plain in re.findall(r"\\(.)|(,)|([^\\,]+|\\)", rest, re.DOTALL):
+        if comma:
+            parts.append("")
+        else:
+            parts[-1] += escaped or plain
+    return parts
 
 
 async def _open_memory(spec: Spec, cache: Path | None) -> Volume:
@@ -103,6 +109,21 @@ async def _open_image(spec: Spec, cache: Path | None) -> Volume:
     )
 
 
+async def _open_wf1(spec: Spec, cache: Path | None) -> Volume:
+    spec.check_options({"create", "size", "ro"})
+    create, read_only = spec.flag("create"), spec.flag("ro")
+    if not spec.argument:
+        raise InvalidArgument("wf1: needs a path")
+    if create and read_only:
+        raise InvalidArgument("wf1: what is made is not for reading only")
+    size = None
+    if "size" in spec.options:
+        size = spec.size("size", 0)
+        if not create or not size:
+            raise InvalidArgument("wf1: a size is what an image is made with: create,size=64MiB")
+    return await Wf1Volume.open(spec.argument, create=create, size=size, read_only=read_only)
+
+
 async def _open_pyfs(spec: Spec, cache: Path | None) -> Volume:
     # fs takes a third of a second to import.
     from capstore.backers.pyfs import PyfsVolume
@@ -117,6 +138,7 @@ _OPENERS: dict[str, Callable[[Spec, Path | None], Awaitable[Volume]]] = {
     "memory": _open_memory,
     "dir": _open_dir,
     **dict.fromkeys(FORMATS, _open_image),
+    "wf1": _open_wf1,
     "pyfs": _open_pyfs,
 }
 

@@ -24,7 +24,11 @@ async def in_worker(function: Callable[[], T]) -> T:
 
     A cancellation is delivered only when the function has ended; its result is dropped then.
     """
-    future = asyncio.get_running_loop().run_in_executor(_pool, function)
+    return await finished(asyncio.get_running_loop().run_in_executor(_pool, function))
+
+
+async def finished(future: asyncio.Future[T]) -> T:
+    """What `future` brings; a cancellation is delivered only when it has ended."""
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -64,11 +68,7 @@ class Lane:
         if not self._busy:
             self._busy = True
             self._start(asyncio.get_running_loop())
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await _ended(future)
-            raise
+        return await finished(future)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         batch, self._waiting = self._waiting, []

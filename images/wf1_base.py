@@ -252,6 +252,8 @@ class Tables:
 
     def _find(self, number: int) -> int | None:
         """The row of a node.  Ids are given one after the other, so that a guess is seldom far."""
+        if number >= self.head.next_node:
+            return None
         low, high = 0, self.head.counts.nodes - 1
         low_id, high_id = self._id(low), self._id(high)
         tries = 0

@@ -80,6 +80,9 @@ class CheckpointWriter:
         for node in orphans:
             for extent in all_extents(state.content(node)):
                 usage[space.geometry.of_lba(extent.lba)] -= extent.length
+        # Nothing is said of the free end, so that an image can be cut there.
+        while usage and not usage[-1]:
+            usage.pop()
         needed = segments_for(self._geometry, counts, len(usage))
         space.grow(needed)
         runs = [space.allocate(TABLE) for _ in range(needed)]

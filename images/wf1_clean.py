@@ -2,16 +2,20 @@
 
 Invariants: a move is an operation like any other, atomic and in the log; the old data stays where
 it is until a checkpoint behind the move is durable and no snapshot needs it.  Data that is damaged
-is not moved: its segment stays, and reading it goes on being `Corrupt`.
+is not moved: its segment stays, and reading it goes on being `Corrupt`.  Operations may come
+between two steps: each begins with the present state of what it moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 from capstore.images import wf1
-from capstore.images.wf1_checkpoint import extents_in, live_nodes
+from capstore.images.wf1_checkpoint import live_nodes
+from capstore.images.wf1_content import Extent, all_extents
 from capstore.images.wf1_space import DATA
 from capstore.images.wf1_state import Change, Node, NodeChange
 from capstore.schema.errors import Corrupt
@@ -26,20 +30,34 @@ ROUND_BYTES_MAX: Final = 8 * MIB
 _LIVE_SHARE_MAX: Final = 0.9
 # A change moves so many extents.
 _EXTENTS_MAX: Final = 16
+# A step looks at so many nodes.
+_LOOKED_AT_MAX: Final = 256
 
 
 class Cleaner:
-    """One round of cleaning."""
+    """One round of cleaning; by default it takes as much room as is free, up to a limit.
 
-    def __init__(self, engine: Engine) -> None:
+    It chooses the segments that it empties itself, unless `victims` says which.
+    """
+
+    def __init__(
+        self, engine: Engine, room: int | None = None, *, victims: Collection[int] | None = None
+    ) -> None:
         self._engine = engine
-        self._victims = frozenset(self._chosen())
+        # Without a given room, what a checkpoint and the log need is left alone.
+        self._is_bounded = room is None
+        if room is None:
+            room = min(ROUND_BYTES_MAX, self._spare() * engine.geometry.segment_bytes)
+        self._victims = frozenset(self._chosen(room) if victims is None else victims)
 
-    def _chosen(self) -> list[int]:
-        """The segments with the least live data, as much as a round, and the room, allow."""
+    def _spare(self) -> int:
+        """How many segments are free beside those for a checkpoint, its log and that of moves."""
+        return max(0, self._engine.space.free - self._engine.checkpoint_segments() - 2)
+
+    def _chosen(self, room: int) -> list[int]:
+        """The segments with the least live data, as much as there is `room` for, in bytes."""
         space = self._engine.space
         size = space.geometry.segment_bytes
-        room = min(ROUND_BYTES_MAX, max(0, space.free - 1) * size)
         ranked = sorted(
             (live, segment)
             for segment, (use, live) in enumerate(zip(space.use, space.live, strict=True))
@@ -60,33 +78,41 @@ class Cleaner:
         """Moves everything; each item is one step.  Raises `NoSpace` and what the device raises."""
         if not self._victims:
             return
-        for node in list(self._files()):
-            yield from self._move(node)
-
-    def _files(self) -> Iterator[Node]:
         state = self._engine.state
         held = [n for n in state.nodes.values() if n is not None and not n.links]
-        for node in [*live_nodes(state), *held]:
-            if node.kind == wf1.FILE and extents_in(
-                state, node, self._victims, self._engine.geometry
-            ):
-                yield node
+        # This state's tables stay while there is work on it: a checkpoint is other work.
+        for looked_at, node in enumerate(chain(live_nodes(state), held), 1):
+            if node.kind == wf1.FILE:
+                yield from self._move(node.id)
+            if looked_at % _LOOKED_AT_MAX == 0:
+                yield
 
-    def _move(self, file: Node) -> Iterator[None]:
-        """Moves what one file has in the victims; it may have changed since they were chosen."""
+    def _move(self, number: int) -> Iterator[None]:
+        """Moves what one file has in the victims."""
         engine = self._engine
-        node = engine.state.node(file.id)
-        if node is None:
-            return
-        waiting = extents_in(engine.state, node, self._victims, engine.geometry)
-        for first in range(0, len(waiting), _EXTENTS_MAX):
+        at = 0
+        while True:
+            node = engine.state.node(number)
+            if node is None:
+                return
+            waiting = list(islice(self._waiting(node, at), _EXTENTS_MAX))
+            if not waiting:
+                return
+            at = waiting[-1].end
             moved = []
-            for extent in waiting[first : first + _EXTENTS_MAX]:
-                try:
-                    data = engine.read_extent(extent)
-                except Corrupt:
-                    continue
-                moved.append(engine.put_data(extent.offset, data))
+            for extent in waiting:
+                if self._is_bounded and not self._spare():
+                    # Short extents take whole blocks: it may be more than was reckoned.
+                    break
+                with suppress(Corrupt):
+                    moved.append(engine.put_data(extent.offset, engine.read_extent(extent)))
             if moved:
                 engine.perform(Change((NodeChange(node, moved),)))
             yield
+
+    def _waiting(self, node: Node, at: int) -> Iterator[Extent]:
+        """Those extents of a file, from the offset `at` on, that lie in the victims."""
+        geometry = self._engine.geometry
+        for extent in all_extents(self._engine.state.content(node)):
+            if extent.offset >= at and geometry.of_lba(extent.lba) in self._victims:
+                yield extent

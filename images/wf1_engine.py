@@ -5,7 +5,13 @@ Invariants:
 * An operation is decided purely (`wf1_ops`), its data is written, then the new state is there at
   once; its change waits in a frame that `commit` writes.  So the state after a crash is that after
   some prefix of the operations, and after `sync` that prefix includes everything before it.
-* Writes are one thread's at a time; `state` may be read by any thread at any time.
+* Writes are one thread's at a time; `state` may be read by any thread at any time.  Segments that
+  an older state than the present one leads to are made free when `settle` has returned: whoever
+  reads in other threads has it wait for readers that began before it, so no reader meets a segment
+  that was written anew.  Snapshots hold what they lead to by themselves.
+* Holding a node and removing its last name exclude one another, so `hold_found` may run in any
+  thread.
+* One flush is under way at a time: of two at once, the kernel would tell only one that it failed.
 * After a failed write or flush nobody can say what is on the device: every later change and sync is
   `StorageIOError`.  Reading goes on.
 * Room for a checkpoint and for what removes things is kept free, so a full volume can be emptied.
@@ -13,7 +19,9 @@ Invariants:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,14 +29,14 @@ from capstore.images import wf1, wf1_ops
 from capstore.images.checksums import crc32c
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES, WF1_FRAME, blocks_of
-from capstore.images.wf1_base import Tables
+from capstore.images.wf1_base import WITHOUT_WAITING, Tables, WouldWait, read_at_hand
 from capstore.images.wf1_checkpoint import CheckpointWriter, orphans_of, segments_for
-from capstore.images.wf1_clean import Cleaner
+from capstore.images.wf1_clean import ROUND_BYTES_MAX, Cleaner
 from capstore.images.wf1_codec import Encoder
 from capstore.images.wf1_content import Extent, extents_between, pieces_of
 from capstore.images.wf1_log import add_change, change_bytes, frame_blocks_bytes, frame_bytes
 from capstore.images.wf1_recovery import Recovered
-from capstore.images.wf1_space import DATA, LOG
+from capstore.images.wf1_space import DATA, LOG, TABLE
 from capstore.images.wf1_state import Change, Node, State
 from capstore.schema.errors import (
     Closed,
@@ -41,7 +49,7 @@ from capstore.schema.errors import (
     Unsupported,
 )
 from capstore.schema.limits import KIB, MIB
-from capstore.schema.nodes import Buffer
+from capstore.schema.nodes import Buffer, Usage
 
 # Nanoseconds since 1970.
 Clock = Callable[[], int]
@@ -56,12 +64,19 @@ WRITE_BYTES_MAX: Final = 16 * MIB
 LOG_BYTES_MIN: Final = 4 * MIB
 # And so much data is written, or what is live if that is more: what it replaced is free behind it.
 DATA_BYTES_MIN: Final = 64 * MIB
+# A volume that grows is cleaned when so much more of it is dead than live, a part at a time.
+DEAD_BYTES_MIN: Final = 64 * MIB
+_CLEANED_SHARE: Final = 4
 # A shorter log is left for the next opening.
 CLOSING_LOG_BYTES_MAX: Final = 256 * KIB
 # What is kept free beside the next checkpoint: a segment each for log and data, and one to clean
 # into.
 _SPARE_SEGMENTS: Final = 3
 _KEY_BYTES: Final = 8
+# How far a new life is ahead of the last: frames of the last cannot be of its checkpoints' epochs.
+# An odd number, since superblocks alternate.
+_LIFE_GENERATIONS: Final = 3
+_FAILED: Final = "an earlier write or flush failed: open the volume again"
 
 
 @dataclass(eq=False)
@@ -89,12 +104,21 @@ class Engine:
         self.geometry = recovered.space.geometry
         self.space = recovered.space
         self.state = recovered.state
+        # Returns when nobody reads what an older state led to; see above.
+        self.settle: Callable[[], None] = _nobody_reads
+        # Whether somebody else calls `flush` when `waits_for_flush` says so: then checkpoints wait
+        # for that, instead of holding up operations.
+        self.patient = False
+        self.waits_for_flush = False
         self._clock = clock
         self._writable = writable
         self._closed = False
         self._failed = False
         self._position = recovered.position
         self._durable = recovered.position.sequence - 1
+        self._flushing = threading.Lock()
+        self._flushes_begun = self._flushes_ended = 0
+        self._in_a_hurry = False
         self._log_segments = list(recovered.log_segments)
         self._log_bytes = recovered.log_bytes
         self._pending = Encoder()
@@ -104,12 +128,16 @@ class Engine:
         self._data_bytes = 0
         self._live_bytes = sum(self.space.live)
         self._held: dict[int, int] = {}
+        self._holding = threading.Lock()
         self._snapshots: list[Snapshot] = []
         # The tables that the state rests on, and older ones that snapshots may still need.
         self._tables: list[Tables] = [recovered.tables]
         self._changed: set[int] = set(self.state.nodes)
         self._renamed: set[int] = set(self.state.names)
         self._work: Iterator[None] | None = None
+        self._is_cleaning_due = False
+        # What cleaning could not make free.
+        self._dead_left = 0
         if writable:
             self._begin_life(entropy)
 
@@ -128,20 +156,23 @@ class Engine:
         self._put_superblock(
             replace(
                 self.superblock,
-                generation=self.superblock.generation + 1,
+                generation=self.superblock.generation + _LIFE_GENERATIONS,
                 log_key=key,
                 durable=self._durable,
             )
         )
 
     def _put_superblock(self, superblock: wf1.Superblock) -> None:
+        self._write_superblock(superblock)
+        self.flush()
+        self.superblock = superblock
+
+    def _write_superblock(self, superblock: wf1.Superblock) -> None:
         try:
             wf1.write_superblock(self.device, superblock)
-            self.device.flush()
         except BaseException:
             self._failed = True
             raise
-        self.superblock = superblock
 
     # Operations ----------------------------------------------------------------------------------
 
@@ -195,10 +226,16 @@ class Engine:
         self, source: int, name: str, target: int, new_name: str, *, replace: bool = True
     ) -> None:
         """Moves a name, onto another one with `replace`."""
-        held = frozenset(self._held)
         self._perform(
             lambda state: wf1_ops.rename(
-                state, self._clock(), source, name, target, new_name, replace=replace, held=held
+                state,
+                self._clock(),
+                source,
+                name,
+                target,
+                new_name,
+                replace=replace,
+                held=self._held,
             )
         )
 
@@ -274,19 +311,57 @@ class Engine:
 
     def hold(self, number: int) -> None:
         """Keeps a node that loses its last name, until `release`."""
-        self._held[number] = self._held.get(number, 0) + 1
+        with self._holding:
+            self._held[number] = self._held.get(number, 0) + 1
+
+    def hold_found(self, find: Callable[[State], Node]) -> Node:
+        """Holds what `find` finds, before anybody can remove it.  In any thread.
+
+        Raises what `find` raises, and `WouldWait` as reading does.
+        """
+        # Whatever has to be read is at hand behind this: nobody shall wait for a lock so long.
+        find(self.state)
+        if not self._holding.acquire(blocking=not WITHOUT_WAITING.entered):
+            raise WouldWait
+        try:
+            node = find(self.state)
+            self._held[node.id] = self._held.get(node.id, 0) + 1
+        finally:
+            self._holding.release()
+        return node
 
     def release(self, number: int) -> None:
         """Undoes one `hold`."""
+        with self._holding:
+            self._let_go(number)
+            if not self._is_to_forget(number):
+                return
+        self._perform(lambda state: wf1_ops.forget(state, number), shrinks=True)
+
+    def release_at_once(self, number: int) -> bool:
+        """`release`, if that needs neither waiting nor writing, else False.  In any thread."""
+        if not self._holding.acquire(blocking=False):
+            return False
+        try:
+            if self._held[number] == 1 and self._is_to_forget(number, holders=1):
+                return False
+            self._let_go(number)
+        finally:
+            self._holding.release()
+        return True
+
+    def _let_go(self, number: int) -> None:
         self._held[number] -= 1
-        if self._held[number]:
-            return
-        del self._held[number]
+        if not self._held[number]:
+            del self._held[number]
+
+    def _is_to_forget(self, number: int, *, holders: int = 0) -> bool:
+        """Whether a node with so many holders has no name, and can be removed for good."""
         if self._closed or self._failed or not self._writable:
-            return
-        node = self.state.node(number)
-        if node is not None and not node.links:
-            self._perform(lambda state: wf1_ops.forget(state, number), shrinks=True)
+            return False
+        # One without a name is never left to the tables.
+        node = self.state.nodes.get(number)
+        return self._held.get(number, 0) == holders and node is not None and not node.links
 
     def snapshot(self) -> Snapshot:
         """Holds this moment."""
@@ -312,33 +387,89 @@ class Engine:
         for extent in extents_between(state.content(node), offset, offset + got):
             if extent.offset > at:
                 view[at - offset : extent.offset - offset] = bytes(extent.offset - at)
-            view[extent.offset - offset : extent.end - offset] = self.read_extent(extent)
+            self._read_extent_into(extent, view[extent.offset - offset : extent.end - offset])
             at = extent.end
         view[at - offset : got] = bytes(offset + got - at)
         return got
 
     def read_extent(self, extent: Extent) -> memoryview:
         """The bytes of an extent; the whole unit is read, to check it.  Raises `Corrupt`."""
+        unit = memoryview(bytearray(extent.stored))
+        self._read_unit(extent, unit)
+        return unit[extent.skip : extent.skip + extent.length]
+
+    def _read_extent_into(self, extent: Extent, view: memoryview) -> None:
+        if extent.length == extent.stored:
+            self._read_unit(extent, view)
+        else:
+            view[:] = self.read_extent(extent)
+
+    def _read_unit(self, extent: Extent, view: memoryview) -> None:
         at = extent.lba * BLOCK_BYTES
-        unit = self.device.read(at, extent.stored)
-        if crc32c(unit) != extent.sum:
+        read_at_hand(self.device, at, view)
+        if crc32c(view) != extent.sum:
             raise Corrupt(f"data at offset {at} has a wrong checksum")
-        return memoryview(unit)[extent.skip : extent.skip + extent.length]
+
+    def usage(self) -> Usage:
+        """Bytes of the region (a total of 0 for one that grows) and nodes; free is what is, and
+        what cleaning can make so, without what a checkpoint needs."""
+        space, size = self.space, self.geometry.segment_bytes
+        own = sum(use in (LOG, TABLE) for use in space.use)
+        free = space.free - self.checkpoint_segments() - _SPARE_SEGMENTS
+        return Usage(
+            total_bytes=0 if space.grows else space.bytes,
+            used_bytes=sum(space.live) + own * size,
+            free_bytes=max(0, free * size + space.dead_bytes),
+            used_nodes=self.state.counts.nodes,
+        )
 
     # Making it durable ---------------------------------------------------------------------------
 
     def commit(self) -> int:
         """Writes what is pending to the log; returns the sequence of the last frame.
 
-        A `flush` of the device that begins behind this, told to `flushed`, makes it durable.
+        `flush` with that, begun behind this, makes it durable.
         """
         self._check_writable()
         self._write_frame()
         return self._position.sequence - 1
 
+    @property
+    def durable(self) -> int:
+        """The sequence of the last frame that is known to be durable."""
+        return self._durable
+
+    def flush(self, sequence: int = 0) -> None:
+        """Flushes the device, which makes the frames up to `sequence` durable that were written
+        before.  In any thread, also beside operations.  Raises `StorageIOError`, for good."""
+        with self._flushing:
+            if self._failed:
+                raise StorageIOError(_FAILED)
+            self._flushes_begun += 1
+            try:
+                self.device.flush()
+            except BaseException:
+                self._failed = True
+                raise
+            self._flushes_ended = self._flushes_begun
+            self._durable = max(self._durable, sequence)
+
+    def _flush_steps(self) -> Iterator[None]:
+        """A flush that begins behind this; one by somebody else where there is time for that."""
+        begun = self._flushes_begun
+        self.waits_for_flush = self.patient
+        while self.patient and not self._in_a_hurry and self._flushes_ended <= begun:
+            if self._failed:
+                raise StorageIOError(_FAILED)
+            yield
+        self.waits_for_flush = False
+        if self._flushes_ended <= begun:
+            self.flush()
+
     def flushed(self, sequence: int) -> None:
-        """The frames up to `sequence` are durable."""
-        self._durable = max(self._durable, sequence)
+        """The frames up to `sequence` are durable, by a flush of the device itself."""
+        with self._flushing:
+            self._durable = max(self._durable, sequence)
 
     def fail(self) -> None:
         """A flush failed."""
@@ -347,14 +478,8 @@ class Engine:
     def sync(self) -> None:
         """Makes everything before durable.  Raises `StorageIOError`."""
         sequence = self.commit()
-        if sequence == self._durable and not self._pending.size:
-            return
-        try:
-            self.device.flush()
-        except BaseException:
-            self._failed = True
-            raise
-        self.flushed(sequence)
+        if sequence > self._durable:
+            self.flush(sequence)
 
     def close(self) -> None:
         """Makes everything durable, with a checkpoint if the log is long, and lets go of the
@@ -374,14 +499,18 @@ class Engine:
 
     def _perform(self, decide: Callable[[State], Change], *, shrinks: bool = False) -> None:
         self._check_writable()
-        change = decide(self.state)
-        if not change.nodes:
-            return
-        if change_bytes(change) > self._frame_bytes_max():
-            raise TooLarge("the change is more than one frame holds")
-        self._make_room(0, shrinks=shrinks)
-        # Making room may have moved data: what was decided is decided again.
-        self.perform(decide(self.state))
+        if not self._has_room(self._spare(0, shrinks=shrinks)):
+            # What cannot be done shall not wait for room, nor say that there is none.
+            if not decide(self.state).nodes:
+                return
+            self._make_room(0, shrinks=shrinks)
+        with self._holding:
+            change = decide(self.state)
+            if not change.nodes:
+                return
+            if change_bytes(change) > self._frame_bytes_max():
+                raise TooLarge("the change is more than one frame holds")
+            self.perform(change)
         self.work()
 
     def perform(self, change: Change) -> None:
@@ -412,9 +541,9 @@ class Engine:
             self._data_segment = self.space.allocate(DATA)
             self._data_at = 0
         at = self.geometry.start(self._data_segment) + self._data_at
-        raw = bytes(data)
+        raw = data if len(data) == size else bytes(data)
         try:
-            self.device.write(at, raw.ljust(size, b"\0"))
+            self.device.write(at, raw if len(raw) == size else bytes(raw).ljust(size, b"\0"))
         except NoSpace:
             raise
         except BaseException:
@@ -476,16 +605,25 @@ class Engine:
         """Sees to it that there is room for an operation with so many bytes of data.
 
         Raises `NoSpace`, with nothing changed."""
-        needed = -(-data_bytes // self.geometry.segment_bytes) + 1
-        spare = 1 if shrinks else _SPARE_SEGMENTS + needed
-        if self.space.free >= self.checkpoint_segments() + spare:
+        spare = self._spare(data_bytes, shrinks=shrinks)
+        if self._has_room(spare):
             return
         try:
             self.space.grow(self.checkpoint_segments() + spare)
         except NoSpace:
             self.reclaim(spare)
-            if not shrinks and self.space.free < self.checkpoint_segments() + spare:
+            if not shrinks and not self._has_room(spare):
                 raise
+
+    def _spare(self, data_bytes: int, *, shrinks: bool = False) -> int:
+        """How many segments are to be free beside the next checkpoint, before an operation."""
+        # A frame may take a segment, and a checkpoint takes one for the log behind it.
+        if shrinks:
+            return 2
+        return _SPARE_SEGMENTS + 1 - (-data_bytes // self.geometry.segment_bytes)
+
+    def _has_room(self, spare: int) -> bool:
+        return self.space.free >= self.checkpoint_segments() + spare
 
     def reclaim(self, spare: int) -> None:
         """Cleans and writes checkpoints until `spare` segments are free beside the next one, or
@@ -517,6 +655,18 @@ class Engine:
             segment < len(snapshot.live) and snapshot.live[segment] for snapshot in self._snapshots
         )
 
+    def _cleaning_steps(self) -> Iterator[None]:
+        """Cleans a part of a volume that grows, and writes a checkpoint."""
+        before = self.space.dead_bytes
+        room = max(ROUND_BYTES_MAX, self._live_bytes // _CLEANED_SHARE)
+        with suppress(NoSpace):
+            yield from Cleaner(self, room).steps()
+        yield from self._checkpoint_steps()
+        if before - self.space.dead_bytes < self.geometry.segment_bytes:
+            # Held by snapshots, or damaged: not again before there is more.
+            self._dead_left = self.space.dead_bytes
+            self._is_cleaning_due = False
+
     # Checkpoints ---------------------------------------------------------------------------------
 
     def checkpoint(self) -> None:
@@ -525,12 +675,25 @@ class Engine:
         self._work = self._checkpoint_steps()
         self.finish_work()
 
+    @property
+    def has_work(self) -> bool:
+        """Whether `work` would do something."""
+        return self._work is not None or self._is_cleaning_due
+
     def work(self) -> None:
         """One bounded step of what is to be done beside operations."""
         if self._work is None:
-            if not self._is_checkpoint_due():
+            if self._is_cleaning_due:
+                self._is_cleaning_due = False
+                self._work = self._cleaning_steps()
+            elif self._is_checkpoint_due():
+                self._work = self._checkpoint_steps()
+            else:
                 return
-            self._work = self._checkpoint_steps()
+        self._step()
+
+    def _step(self) -> None:
+        assert self._work is not None  # noqa: S101 - for whoever reads types
         try:
             next(self._work)
         except StopIteration:
@@ -550,35 +713,32 @@ class Engine:
 
     def finish_work(self) -> None:
         """Does what is to be done, to its end."""
-        while self._work is not None:
-            try:
-                next(self._work)
-            except StopIteration:
-                self._work = None
-            except BaseException:
-                self._work = None
-                raise
+        self._in_a_hurry = True
+        try:
+            while self._work is not None:
+                self._step()
+        finally:
+            self._in_a_hurry = False
 
     def _checkpoint_steps(self) -> Iterator[None]:
         self._write_frame()
         self._go_on_elsewhere()
-        old_log, self._log_segments = self._log_segments[:-1], self._log_segments[-1:]
-        self._log_bytes = self._data_bytes = 0
         begin = self._position
         self.state = self.state.with_own_content(orphans_of(self.state))
+        live = [n if self.space.use[s] == DATA else 0 for s, n in enumerate(self.space.live)]
+        # What dies from here on, the checkpoint and the log behind it lead to.
+        dead = self.space.reclaimable(self.is_held)
+        # Where there is no room for it, nothing has changed yet.
+        writer = CheckpointWriter(self.device, self.space, self.state, begin.sequence - 1, live)
+        old_log, self._log_segments = self._log_segments[:-1], self._log_segments[-1:]
+        self._log_bytes = self._data_bytes = 0
         self._changed = {node.id for node in orphans_of(self.state)}
         self._renamed = set()
-        live = [n if self.space.use[s] == DATA else 0 for s, n in enumerate(self.space.live)]
-        writer = CheckpointWriter(self.device, self.space, self.state, begin.sequence - 1, live)
         try:
             yield from writer.steps()
-            self.device.flush()
-        except BaseException:
-            self._failed = True
-            raise
-        self.flushed(begin.sequence - 1)
-        self._put_superblock(
-            replace(
+            yield from self._flush_steps()
+            self.flushed(begin.sequence - 1)
+            superblock = replace(
                 self.superblock,
                 generation=self.superblock.generation + 1,
                 checkpoint_lba=self.geometry.lba(writer.head.runs[0]),
@@ -587,11 +747,17 @@ class Engine:
                 log_sequence=begin.sequence,
                 durable=self._durable,
             )
-        )
-        self._rest_on(writer, old_log)
+            self._write_superblock(superblock)
+            yield from self._flush_steps()
+        except BaseException:
+            self._failed = True
+            raise
+        self.superblock = superblock
+        self._rest_on(writer, [*old_log, *dead])
 
-    def _rest_on(self, writer: CheckpointWriter, old_log: Sequence[int]) -> None:
-        """Goes over to the new tables, and makes free what nothing leads to any more."""
+    def _rest_on(self, writer: CheckpointWriter, unused: Sequence[int]) -> None:
+        """Goes over to the new tables, and makes free what nothing leads to any more: the segments
+        `unused` and those of older tables."""
         tables = Tables(self.device, self.geometry, self.space.count, writer.head)
         self.state = self.state.rebased(tables, self._changed, self._renamed)
         needed = {id(snapshot.state.base) for snapshot in self._snapshots}
@@ -599,7 +765,10 @@ class Engine:
         freed = [run for old in self._tables if old not in kept for run in old.head.runs]
         self._tables = [*kept, tables]
         self._live_bytes = sum(self.space.live)
-        self.space.release([*old_log, *freed, *self.space.reclaimable(self.is_held)])
+        self.settle()
+        self.space.release([*unused, *freed])
+        enough = max(self._live_bytes, self._dead_left) + DEAD_BYTES_MIN
+        self._is_cleaning_due = self.space.grows and self.space.dead_bytes > enough
 
     # State ---------------------------------------------------------------------------------------
 
@@ -612,4 +781,8 @@ class Engine:
         if not self._writable:
             raise ReadOnly("the volume is open for reading")
         if self._failed:
-            raise StorageIOError("an earlier write or flush failed: open the volume again")
+            raise StorageIOError(_FAILED)
+
+
+def _nobody_reads() -> None:
+    """Where one thread does everything."""

@@ -116,7 +116,7 @@ def read_frames(
     while True:
         found = _frame_at(raw, geometry, position, superblock)
         if found is None:
-            _check_tail(raw, geometry, position, superblock.log_key)
+            _check_tail(raw, geometry, position, superblock)
             return
         target = found.header.next
         if target:
@@ -154,6 +154,10 @@ def _frame_at(
         return None
     if not position.epoch <= header.epoch <= superblock.generation:
         return None
+    # What was not durable when the superblock was written is of the life that wrote it, or of none:
+    # an earlier life may have left a frame here that a crash had cut off from its log.
+    if header.sequence > superblock.durable and header.epoch < superblock.generation - 1:
+        return None
     start = position.offset + WF1_FRAME.size
     end = start + _payload_bytes(header)
     payload = raw[start:end]
@@ -177,16 +181,24 @@ def _payload_bytes(header: Any) -> int:
     )
 
 
-def _check_tail(raw: bytes, geometry: wf1.Geometry, position: Position, key: int) -> None:
-    """Raises `Corrupt` if a frame behind `position` says that the one there was durable.
+def _check_tail(
+    raw: bytes, geometry: wf1.Geometry, position: Position, superblock: wf1.Superblock
+) -> None:
+    """Raises `Corrupt` if a frame behind `position` says that the one there was durable, or is of
+    a later epoch than the superblock.
 
     Frames that a crash cut off from the log, in an earlier life of the volume, say no such thing:
-    what was durable was not cut off.
+    what was durable was not cut off, and the superblock of an epoch is durable before its frames.
     """
-    for offset in range(position.offset + BLOCK_BYTES, len(raw), BLOCK_BYTES):
-        header = _header_at(raw, offset, key)
-        if header is not None and min(header.durable, header.sequence - 1) >= position.sequence:
-            at = geometry.start(position.segment) + position.offset
+    at = geometry.start(position.segment) + position.offset
+    for offset in range(position.offset, len(raw), BLOCK_BYTES):
+        header = _header_at(raw, offset, superblock.log_key)
+        if header is None or header.sequence < position.sequence:
+            continue
+        if header.epoch > superblock.generation:
+            raise Corrupt(f"the log at offset {at} goes on, but its superblock is damaged")
+        durable = min(header.durable, header.sequence - 1)
+        if offset > position.offset and durable >= position.sequence:
             raise Corrupt(f"the log is damaged at offset {at}: a frame is missing")
 
 

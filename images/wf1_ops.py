@@ -6,7 +6,7 @@ says anything; one that changes nothing gives no change.  `now` is in ns since 1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from capstore.images import wf1
@@ -202,7 +202,7 @@ def rename(
     new_name: str,
     *,
     replace: bool,
-    held: frozenset[int],
+    held: Collection[int],
 ) -> Change:
     """Moves `name` in `source` to `new_name` in `target`.
 

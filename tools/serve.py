@@ -27,6 +27,7 @@ class LogLevel(StrEnum):
         "Volumes",
         "memory:[FILE]    in memory; FILE is where it is loaded from and saved to",
         "dir:PATH[,ro]    a directory of this machine",
+        "wf1:PATH[,create][,size=64MiB][,ro]  a CAPOSWF1 image: crash-safe, with snapshots",
         "ro1:PATH         a CAPOSRO1 image",
         "tar:PATH         a tar archive, also gz, bz2, xz and zst",
         "cpio:PATH        a cpio archive, also compressed",
@@ -69,7 +70,7 @@ def serve(
     When it is ready it prints a line NAME<TAB>URI for each volume and address. Each URI is a
     secret that gives the whole volume.
 
-    Without SPEC it makes and serves the directory STATE/files as the volume "files". NAME is the
+    Without SPEC it makes and serves the volume "files" in the image STATE/files.wf1. NAME is the
     last part of the path, or the scheme.
     """
     from capstore.tools.console import run

@@ -177,7 +177,7 @@ async def _serve(
     async with AsyncExitStack() as opening:
         opening.callback(state.close)
         if not volumes:
-            volumes = {"files": await in_worker(lambda: _own_files(options.state))}
+            volumes = {"files": _own_files(options.state)}
         served = await _opened(volumes, options.state / "cache", opening)
         # From here on the service closes them.
         running = start(served, state, software=_software())
@@ -215,10 +215,9 @@ async def _opened(
 
 
 def _own_files(state: Path) -> str:
-    """The specification of the directory that is served where nothing else is asked for."""
-    files = state / "files"
-    files.mkdir(mode=0o700, exist_ok=True)
-    return "dir:" + re.sub(r"([\\,])", r"\\\1", str(files))
+    """The specification of the volume that is served where nothing else is asked for: an image,
+    made at the first start."""
+    return "wf1:" + re.sub(r"([\\,])", r"\\\1", str(state / "files.wf1")) + ",create"
 
 
 def _software() -> str:

@@ -11,7 +11,7 @@ from capstore.backers.node import DirectoryNode
 from tests.contract.harness import HARNESSES, READERS, Harness, Link, Tree
 
 # Registers what is served over a connection; absent where only the backers are installed.
-for _module in ("images", "pyfs", "rpc"):
+for _module in ("images", "pyfs", "rpc", "wf1"):
     if importlib.util.find_spec(f"tests.contract.{_module}"):
         importlib.import_module(f"tests.contract.{_module}")
 

@@ -53,3 +53,11 @@ class TestMemoryOverTLS(_Suite, unittest.TestCase):
 
 class TestHostDirectory(_Suite, unittest.TestCase):
     spec = "dir:{folder}"
+
+
+class TestWf1(_Suite, unittest.TestCase):
+    spec = "wf1:{folder}/image,create"
+
+
+class TestWf1OfAFixedSize(_Suite, unittest.TestCase):
+    spec = "wf1:{folder}/image,create,size=16MiB"

@@ -93,7 +93,11 @@ def test_without_a_specification_it_serves_files_here(tmp_path: Path) -> None:
         (line,) = served.lines
         assert line.startswith(f"files\tcapnp://insecure@{tmp_path}/capstore-data/socket/")
         capstore("put", "-", served.uri("files") + "/-/x", stdin=b"here").ok()
-        assert (tmp_path / "capstore-data/files/x").read_bytes() == b"here"
+        assert capstore("cat", served.uri("files") + "/-/x").ok() == "here"
+        assert served.stop() == 0
+    assert (tmp_path / "capstore-data/files.wf1").stat().st_mode & 0o777 == 0o600
+    with serving(cwd=tmp_path) as served:
+        assert capstore("cat", served.uri("files") + "/-/x").ok() == "here"
         assert served.stop() == 0
 
 
