@@ -67,8 +67,9 @@ DATA_BYTES_MIN: Final = 64 * MIB
 # A volume that grows is cleaned when so much more of it is dead than live, a part at a time.
 DEAD_BYTES_MIN: Final = 64 * MIB
 _CLEANED_SHARE: Final = 4
-# A shorter log is left for the next opening.
+# A log that is shorter than this, and than this part of a checkpoint, is left to the next opening.
 CLOSING_LOG_BYTES_MAX: Final = 256 * KIB
+CLOSING_SHARE: Final = 16
 # What is kept free beside the next checkpoint: a segment each for log and data, and one to clean
 # into.
 _SPARE_SEGMENTS: Final = 3
@@ -489,7 +490,9 @@ class Engine:
         try:
             if self._writable and not self._failed:
                 self.sync()
-                if self._log_bytes > PENDING_BYTES_MAX or (self.state.nodes and self._log_bytes):
+                # A long log costs the next opening time, a long checkpoint costs this closing.
+                long = self._tables[-1].head.length // CLOSING_SHARE
+                if self._log_bytes > min(CLOSING_LOG_BYTES_MAX, long):
                     self.checkpoint()
         finally:
             self._closed = True
