@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -139,6 +139,21 @@ class Record:
     def view(self, data: Buffer, offset: int = 0) -> Any:
         """The record at `offset` of `data`, whose seal was checked before."""
         return self._tuple._make(self._struct.unpack_from(data, offset))
+
+    def sealer(self, *names: str) -> Callable[..., bytes]:
+        """A faster `pack` for many records: takes the values of the fields `names`, in the order
+        of their offsets; the others are zero.  What it returns raises `InvalidArgument` for a value
+        that its field cannot hold."""
+        layout, body = self.packer(*names), self.size - 4
+
+        def sealed(*values: int) -> bytes:
+            try:
+                raw = layout.pack(*values)[:body]
+            except struct.error as error:
+                raise InvalidArgument(f"{self.name}: {error}") from None
+            return raw + crc32c(raw).to_bytes(4, "little")
+
+        return sealed
 
     # A record that is being made, in a table of such ------------------------------------------
 

@@ -21,6 +21,26 @@ from capstore.schema.names import check_name
 SIZE_MAX: Final = (1 << 63) - 1
 _PROVENANCE_CODES: Final = {of.value: code for of, code in ro1.PROVENANCE_CODES.items()}
 
+_sealed_node: Final = WF1_NODE.sealer(
+    "id",
+    "size",
+    "created",
+    "modified",
+    "version",
+    "parent",
+    "first",
+    "kind",
+    "flags",
+    "provenance",
+    "links",
+    "count",
+    "textSum",
+)
+_sealed_entry: Final = WF1_ENTRY.sealer("directory", "node", "nameAt", "nameSum", "nameBytes")
+_sealed_extent: Final = WF1_EXTENT.sealer(
+    "fileOffset", "lba", "sum", "storedLess1", "skip", "lengthLess1"
+)
+
 
 class Encoder:
     """Tables in the making; `heap_at` is how much of the heap is before this part of it."""
@@ -51,20 +71,20 @@ class Encoder:
         """A node whose text or extents or entries are at `first`, `count` in number."""
         text = node.target.encode()
         self.nodes.append(
-            WF1_NODE.pack(
-                id=node.id,
-                size=node.size,
-                created=node.created,
-                modified=node.modified,
-                version=node.version,
-                parent=node.parent,
-                first=self._heap_at + len(self.heap) if text else first,
-                kind=node.kind,
-                flags=node.flags,
-                provenance=_PROVENANCE_CODES[node.provenance.value],
-                links=node.links,
-                count=len(text) if text else count,
-                textSum=crc32c(text),
+            _sealed_node(
+                node.id,
+                node.size,
+                node.created,
+                node.modified,
+                node.version,
+                node.parent,
+                self._heap_at + len(self.heap) if text else first,
+                node.kind,
+                node.flags,
+                _PROVENANCE_CODES[node.provenance.value],
+                node.links,
+                len(text) if text else count,
+                crc32c(text),
             )
         )
         self.heap += text
@@ -72,27 +92,20 @@ class Encoder:
     def entry(self, directory: int, name: str, node: int) -> None:
         """A name."""
         raw = name.encode()
-        self.entries.append(
-            WF1_ENTRY.pack(
-                directory=directory,
-                node=node,
-                nameAt=self._heap_at + len(self.heap),
-                nameSum=crc32c(raw),
-                nameBytes=len(raw),
-            )
-        )
+        at = self._heap_at + len(self.heap)
+        self.entries.append(_sealed_entry(directory, node, at, crc32c(raw), len(raw)))
         self.heap += raw
 
     def extent(self, extent: Extent) -> None:
         """A part of a file."""
         self.extents.append(
-            WF1_EXTENT.pack(
-                fileOffset=extent.offset,
-                lba=extent.lba,
-                sum=extent.sum,
-                storedLess1=extent.stored - 1,
-                skip=extent.skip,
-                lengthLess1=extent.length - 1,
+            _sealed_extent(
+                extent.offset,
+                extent.lba,
+                extent.sum,
+                extent.stored - 1,
+                extent.skip,
+                extent.length - 1,
             )
         )
 
@@ -108,7 +121,7 @@ def node_of(record: Any, heap: bytes | None, at: int) -> Node:
     where = f"node {record.id} at offset {at}"
     if record.kind not in wf1.KINDS or record.provenance not in ro1.PROVENANCES:
         raise Corrupt(f"{where} is of no known kind")
-    if record.id < wf1.ROOT or record.size > SIZE_MAX:
+    if not wf1.ROOT <= record.id <= SIZE_MAX or record.size > SIZE_MAX:
         raise Corrupt(f"{where} has numbers that no node has")
     target = ""
     if record.kind == wf1.SYMLINK and not record.flags & wf1.REMOVED:
