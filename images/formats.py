@@ -1,7 +1,7 @@
 """The formats that images are read in, and telling which one a file has.
 
-Invariants: what is typed decides where it says a format; what a file begins with decides where it
-does not.  A tree owns the devices under it: closing it closes them, and nothing stays open when
+Invariants: what is typed decides where it says a format; what is in the file decides where it does
+not.  A tree owns the devices under it: closing it closes them, and nothing stays open when
 opening fails.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from capstore.images import ro1
+from capstore.images import ro1, wf1
 from capstore.images.archive import open_archive
 from capstore.images.compressed import detect, first_bytes
 from capstore.images.cpio_header import MAGICS as CPIO_MAGICS
@@ -23,13 +23,14 @@ from capstore.images.records import BLOCK_BYTES
 from capstore.images.ro1_tree import Ro1Tree
 from capstore.images.tar_header import ZERO_BLOCK, parse_header
 from capstore.images.tree import ImageTree
+from capstore.images.wf1_tree import Wf1Tree
 from capstore.schema.errors import InvalidArgument, Unsupported
 
 _HEAD_BYTES: Final = 1024
 # What a boot sector and a partition table end with.
 _BOOT_SIGNATURE: Final = b"\x55\xaa"
 
-FORMATS: Final = ("ro1", "tar", "cpio", "fat")
+FORMATS: Final = ("ro1", "tar", "cpio", "fat", "wf1")
 
 
 def open_image(
@@ -54,6 +55,8 @@ def open_image(
         return _open_ro1(path)
     if kind == "fat":
         return _owned(FileDevice.open(path, writable=False), lambda device: open_fat(device, part))
+    if kind == "wf1":
+        return _owned(FileDevice.open(path, writable=False), Wf1Tree)
     return open_archive(path, kind, cache=cache)
 
 
@@ -78,19 +81,22 @@ def _owned(device: BlockDevice, opener: Callable[[BlockDevice], ImageTree]) -> I
 
 
 def format_of(path: str | os.PathLike[str]) -> str:
-    """What the file begins like: one of `FORMATS`.
+    """What the file looks like: one of `FORMATS`.
 
     Raises `Unsupported` for what is none of them, and what opening and reading the file raises.
     """
     device = FileDevice.open(path, writable=False)
     try:
-        head = _head_of(device)
+        head, has_wf1 = _head_of(device), _has_wf1(device)
     finally:
         device.close()
-    for name, looks_like in _SNIFFERS.items():
-        if looks_like(head):
-            return name
-    raise Unsupported("this is no image of a known format")
+    found = next((name for name, looks_like in _SNIFFERS.items() if looks_like(head)), None)
+    if has_wf1 and (found is None or not any(head)):
+        # Its superblock is not where a file begins: in front of it are zeros, or a store.
+        return "wf1"
+    if found is None:
+        raise Unsupported("this is no image of a known format")
+    return found
 
 
 def _head_of(device: BlockDevice) -> bytes:
@@ -98,6 +104,14 @@ def _head_of(device: BlockDevice) -> bytes:
     head = device.read(0, min(_HEAD_BYTES, device.size()))
     compression = detect(head)
     return first_bytes(device, _HEAD_BYTES) if compression else head
+
+
+def _has_wf1(device: BlockDevice) -> bool:
+    magic = wf1.MAGIC.to_bytes(8, "little")
+    offsets = [lba * BLOCK_BYTES for lba in wf1.SUPERBLOCK_LBAS]
+    return any(
+        device.read(at, len(magic)) == magic for at in offsets if at + len(magic) <= device.size()
+    )
 
 
 def _is_ro1(head: bytes) -> bool:

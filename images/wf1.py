@@ -149,11 +149,17 @@ def read_superblock(device: BlockDevice) -> Superblock:
             errors.append(error)
     if not found:
         raise errors[0]
-    return max(found, key=lambda superblock: superblock.generation)
+    newest = max(found, key=lambda superblock: superblock.generation)
+    # One that is whole and points to nowhere is damage: the older one is not what was durable.
+    _check(newest, device.size(), f"the superblock of generation {newest.generation}")
+    return newest
 
 
 def superblock_at(device: BlockDevice, lba: int) -> Superblock:
-    """The superblock at block `lba`; raises as `read_superblock`."""
+    """The sealed superblock at block `lba`; raises as `read_superblock`.
+
+    What it points to is not checked: that of the older one may have been cut off since.
+    """
     offset = lba * BLOCK_BYTES
     where = f"the superblock at offset {offset}"
     if device.size() < offset + BLOCK_BYTES:
@@ -165,7 +171,7 @@ def superblock_at(device: BlockDevice, lba: int) -> Superblock:
         raise Unsupported(f"CAPOSWF1 version {raw.version} is not known")
     if raw.features:
         raise Unsupported(f"CAPOSWF1 features {raw.features:#x} are not known")
-    superblock = Superblock(
+    return Superblock(
         generation=raw.generation,
         image_id=raw.imageIdHigh << 64 | raw.imageIdLow,
         region_blocks=raw.regionBlocks,
@@ -178,8 +184,6 @@ def superblock_at(device: BlockDevice, lba: int) -> Superblock:
         log_key=raw.logKey,
         durable=raw.durable,
     )
-    _check(superblock, device.size(), where)
-    return superblock
 
 
 def _check(superblock: Superblock, device_bytes: int, where: str) -> None:

@@ -121,7 +121,7 @@ def node_of(record: Any, heap: bytes | None, at: int) -> Node:
     where = f"node {record.id} at offset {at}"
     if record.kind not in wf1.KINDS or record.provenance not in ro1.PROVENANCES:
         raise Corrupt(f"{where} is of no known kind")
-    if not wf1.ROOT <= record.id <= SIZE_MAX or record.size > SIZE_MAX:
+    if not wf1.ROOT <= record.id < SIZE_MAX or record.size > SIZE_MAX:
         raise Corrupt(f"{where} has numbers that no node has")
     target = ""
     if record.kind == wf1.SYMLINK and not record.flags & wf1.REMOVED:

@@ -693,7 +693,9 @@ class Engine:
                 self._work = self._checkpoint_steps()
             else:
                 return
-        self._step()
+        # The operation that this follows has been done, whether there is room for this or not.
+        with suppress(NoSpace):
+            self._step()
 
     def _step(self) -> None:
         assert self._work is not None  # noqa: S101 - for whoever reads types
@@ -724,6 +726,8 @@ class Engine:
             self._in_a_hurry = False
 
     def _checkpoint_steps(self) -> Iterator[None]:
+        # Before a segment is taken for the log, which without a checkpoint would not come back.
+        self.space.grow(self.checkpoint_segments() + 1)
         self._write_frame()
         self._go_on_elsewhere()
         begin = self._position

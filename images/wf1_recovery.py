@@ -25,6 +25,7 @@ from capstore.images.wf1_content import Extent
 from capstore.images.wf1_log import Frame, Position, decoded, read_frames
 from capstore.images.wf1_space import DATA, LOG, TABLE, Space
 from capstore.images.wf1_state import Change, NodeChange, State
+from capstore.schema.errors import Corrupt
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,11 @@ def recover(device: BlockDevice) -> Recovered:
     position = _position(superblock, geometry, frames[:count])
     segments = _log_segments(superblock, geometry, frames[:count])
     for segment in segments:
+        if space.use[segment] == TABLE:
+            raise Corrupt(f"the log lies in the checkpoint, in segment {segment}")
+        if space.live[segment] or space.use[segment] == DATA:
+            raise Corrupt(f"data lies in the log, in segment {segment}")
         space.use[segment] = LOG
-        space.live[segment] = 0
     space.take_stock()
     log_bytes = sum(BLOCK_BYTES + len(frame.payload) for frame in frames[:count])
     return Recovered(
@@ -105,7 +109,10 @@ def _replay(state: State, change: Change, space: Space) -> State:
     space.gained(effect.gained)
     space.lost(effect.lost)
     for extent in effect.gained:
-        space.use[space.geometry.of_lba(extent.lba)] = DATA
+        segment = space.geometry.of_lba(extent.lba)
+        if space.use[segment] == TABLE:
+            raise Corrupt(f"data lies in the checkpoint, in segment {segment}")
+        space.use[segment] = DATA
     return state
 
 

@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,26 +19,27 @@ from typing import Final
 
 from capstore.backers.spec import Spec
 from capstore.backers.workers import in_worker
-from capstore.images.builder import TreeBuilder
+from capstore.images.builder import Facts, TreeBuilder
 from capstore.tools.image.epoch import facts_of, source_date_epoch
 from capstore.tools.image.output import Output, making
 from capstore.tools.image.pushing import Pusher
 from capstore.tools.image.source import Tree, opened_tree
 from capstore.tools.progress import Meter, metered
 
-FORMATS: Final = ("ro1", "tar", "cpio", "fat")
+FORMATS: Final = ("ro1", "tar", "cpio", "fat", "wf1")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be built: of the tree `source`, at `place`, in `format`.
 
-    `size` in bytes and `fat_type` are for FAT only; None leaves them to the content.
+    None for `source` is an empty tree, for wf1 only.  `size` in bytes (fat and wf1) and `fat_type`
+    (fat) can be None, which leaves them to the content.
     """
 
     place: Path
     format: str
-    source: str
+    source: str | None
     label: str = ""
     size: int | None = None
     fat_type: int | None = None
@@ -53,23 +54,45 @@ async def build(plan: Plan, *, quiet: bool) -> None:
     """
     epoch = source_date_epoch()
     with making(plan.place, force=plan.force) as output:
-        async with opened_tree(plan.source) as tree, metered("build", quiet=quiet) as meter:
-            await _fill(plan, output, tree, meter, epoch)
+        if plan.source is None:
+            await _with_builder(plan, output, epoch, _empty)
+        else:
+            async with opened_tree(plan.source) as tree, metered("build", quiet=quiet) as meter:
+                await _fill(plan, plan.source, output, tree, meter, epoch)
         await in_worker(output.commit)
 
 
-async def _fill(plan: Plan, output: Output, tree: Tree, meter: Meter, epoch: int | None) -> None:
-    skip = _own_paths(plan.source, output)
+async def _empty(builder: TreeBuilder) -> None:
+    await in_worker(partial(builder.directory, (), Facts()))
+
+
+async def _fill(
+    plan: Plan, source: str, output: Output, tree: Tree, meter: Meter, epoch: int | None
+) -> None:
+    skip = _own_paths(source, output)
     if plan.format == "fat":
         from capstore.tools.image.fatplan import check_tree
 
         # Before much is copied for nothing: what FAT cannot hold shows in the listing.
         await check_tree(tree, skip)
+    keep = partial(facts_of, epoch=epoch, needs_time=plan.format not in ("ro1", "wf1"))
+
+    async def push(builder: TreeBuilder) -> None:
+        await Pusher(builder, keep, meter).push(tree, skip=skip)
+
+    await _with_builder(plan, output, epoch, push)
+
+
+async def _with_builder(
+    plan: Plan,
+    output: Output,
+    epoch: int | None,
+    push: Callable[[TreeBuilder], Awaitable[None]],
+) -> None:
     with ExitStack() as stack:
         builder = await in_worker(lambda: _builder(plan, output, stack, epoch))
-        keep = partial(facts_of, epoch=epoch, needs_time=plan.format != "ro1")
         try:
-            await Pusher(builder, keep, meter).push(tree, skip=skip)
+            await push(builder)
             await in_worker(builder.finish)
         except BaseException:
             await in_worker(builder.abort)
@@ -128,9 +151,19 @@ def _fat(plan: Plan, output: Output, stack: ExitStack, epoch: int | None) -> Tre
     )
 
 
+def _wf1(plan: Plan, output: Output, stack: ExitStack, epoch: int | None) -> TreeBuilder:
+    from capstore.images.devices import FileDevice
+    from capstore.images.wf1_build import Wf1Builder
+
+    device = FileDevice.open(output.path, create=True)
+    stack.callback(device.close)
+    return Wf1Builder(device, size=plan.size, built=epoch or 0)
+
+
 _BUILDERS: Final[dict[str, Callable[[Plan, Output, ExitStack, int | None], TreeBuilder]]] = {
     "ro1": _ro1,
     "tar": _tar,
     "cpio": _cpio,
     "fat": _fat,
+    "wf1": _wf1,
 }

@@ -25,6 +25,7 @@ class Format(StrEnum):
     TAR = "tar"
     CPIO = "cpio"
     FAT = "fat"
+    WF1 = "wf1"
 
 
 class FatType(StrEnum):
@@ -42,15 +43,17 @@ class FatType(StrEnum):
         "capstore image build base.tar --format tar --from @uris#work",
         "SOURCE_DATE_EPOCH=1700000000 capstore image build esp.img --format fat --from esp/",
         "capstore image build usb.img --format fat --size 64MiB --label USB --from photos.tar.gz",
+        "capstore image build work.wf1 --format wf1 --size 16MiB",
     )
 )
 def build(
     out: Annotated[str, typer.Argument(metavar="OUT", help="The image to make.")],
     format: Annotated[Format, typer.Option("--format", "-f", help="Of the image.")],  # noqa: A002
-    source: Annotated[str, typer.Option("--from", metavar="TREE", help=TreeHelp)],
+    source: Annotated[str | None, typer.Option("--from", metavar="TREE", help=TreeHelp)] = None,
     label: Annotated[str, typer.Option(help="Of the volume (ro1 and fat).")] = "",
     size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Of a FAT image: 64MiB; else as it needs.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Of a fat or wf1 image: 64MiB; else as it needs."),
     ] = None,
     fat_type: Annotated[
         FatType | None, typer.Option(help="Of a FAT image; else what suits its size.")
@@ -62,15 +65,21 @@ def build(
 
     TREE is a local directory, an image, a LOCATION at a service, or a volume SPEC as serve takes
     it. The same tree gives the same bytes; times later than SOURCE_DATE_EPOCH (seconds since 1970)
-    become that. OUT appears when it is whole. FAT images are made with mkfs.fat and mcopy.
+    become that. OUT appears when it is whole. FAT images are made with mkfs.fat and mcopy. A wf1
+    image of a --size never changes its length, else it grows as it is written; without --from it is
+    empty.
     """
     from capstore.schema.sizes import parse_size
     from capstore.tools.console import run
     from capstore.tools.image.build import Plan
     from capstore.tools.image.build import build as work
 
-    if format is not Format.FAT and (size or fat_type):
-        raise typer.BadParameter("--size and --fat-type are for --format fat")
+    if format is not Format.FAT and fat_type:
+        raise typer.BadParameter("--fat-type is for --format fat")
+    if format not in (Format.FAT, Format.WF1) and size:
+        raise typer.BadParameter("--size is for --format fat and wf1")
+    if format is not Format.WF1 and source is None:
+        raise typer.BadParameter("--from is needed: only a wf1 image can be empty")
     if format not in (Format.FAT, Format.RO1) and label:
         raise typer.BadParameter("--label is for --format ro1 and fat")
     plan = Plan(
@@ -107,7 +116,8 @@ def inspect(
 
     --json: an object with format, size (bytes), facts (by format), usage, totals (bytes by kind of
     region), regions (start, length, kind, label) and regionsLeftOut. The kinds are superblock,
-    table, directory, header, data, free, unused and damaged. The picture needs matplotlib.
+    table, directory, header, log, data, dead, free, unused and damaged. The picture needs
+    matplotlib.
     """
     from capstore.tools.console import run
     from capstore.tools.image.inspect import inspect as work
@@ -122,9 +132,17 @@ def inspect(
         "Examples",
         "capstore image verify base.ro1",
         "capstore image verify --json disk.img",
+        "capstore image verify --repair work.wf1",
     )
 )
-def verify(file: FileArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
+def verify(
+    file: FileArgument,
+    json: JsonOption = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove what a crash left in a wf1 image, first.")
+    ] = False,
+    quiet: QuietOption = False,
+) -> None:
     """Check every structure and checksum of an image.
 
     Every file in it is read, too.
@@ -132,12 +150,17 @@ def verify(file: FileArgument, json: JsonOption = False, quiet: QuietOption = Fa
     Exit code 0: nothing is wrong. 1: damaged; one line for each damage, OFFSET: WHERE: MESSAGE,
     with - for an offset that is not known. 2: it cannot be opened (or the usage is wrong).
 
-    --json: an object with clean (a boolean) and findings (offset or null, where, message).
+    --repair removes only what never was acknowledged: the torn tail of a log, and a superblock
+    that was being written. Nothing else is changed, and nothing at all in an image that cannot be
+    opened.
+
+    --json: an object with clean (a boolean) and findings (offset or null, where, message,
+    repairable).
     """
     from capstore.tools.console import run
     from capstore.tools.image.verify import verify as work
 
-    raise typer.Exit(run(work(file, json=json, quiet=quiet)))
+    raise typer.Exit(run(work(file, json=json, quiet=quiet, repair=repair)))
 
 
 @image.command(
@@ -165,6 +188,22 @@ def extract(
     from capstore.tools.image.extract import extract as work
 
     run(work(file, dest, path, quiet=quiet))
+
+
+@image.command(epilog=block("Examples", "capstore image compact work.wf1"))
+def compact(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A wf1 image.")],
+    quiet: QuietOption = False,
+) -> None:
+    """Make a wf1 image as small as what is in it.
+
+    Live data is moved out of segments that are mostly dead, and an image that grows is cut behind
+    the last one in use. Says how large it was and is. Nobody else may have the image open.
+    """
+    from capstore.tools.console import run
+    from capstore.tools.image.maintaining import compacted as work
+
+    run(work(file, quiet=quiet))
 
 
 @image.command(

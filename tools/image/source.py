@@ -194,7 +194,7 @@ async def opened_image(text: str) -> AsyncIterator[OpenImage]:
 async def _image(text: str) -> OpenImage:
     if await in_worker(lambda: _mode_of(text)) is None and _SPEC.fullmatch(text):
         spec = Spec.parse(text)
-        volume = await open_volume(text) if spec.scheme in FORMATS else None
+        volume = await _volume_of_spec(text) if spec.scheme in FORMATS else None
         if not isinstance(volume, ImageVolume):
             raise Unsupported(f"{spec.scheme}: is no image (there are: {', '.join(FORMATS)})")
         return OpenImage(spec.argument, spec.scheme, volume)
@@ -208,7 +208,7 @@ async def _image(text: str) -> OpenImage:
 async def _volume(text: str) -> Volume:
     mode = await in_worker(lambda: _mode_of(text))
     if mode is None and _SPEC.fullmatch(text):
-        return await open_volume(text)
+        return await _volume_of_spec(text)
     if mode is None:
         raise NotFound(f"{local(text)}: there is no such file or directory")
     if not modes.S_ISDIR(mode):
@@ -217,6 +217,15 @@ async def _volume(text: str) -> Volume:
         return await HostVolume.open(text, read_only=True)
     except StorageError as error:
         raise local_error(error, text) from error
+
+
+async def _volume_of_spec(text: str) -> Volume:
+    """What the specification names; an image that could be written is opened as one to read."""
+    spec = Spec.parse(text)
+    if spec.scheme != "wf1":
+        return await open_volume(text)
+    spec.check_options({"ro"})
+    return await ImageVolume.open(lambda: open_image(spec.argument, scheme=spec.scheme))
 
 
 def _mode_of(text: str) -> int | None:

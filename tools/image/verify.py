@@ -15,10 +15,12 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Final
 
+from capstore.backers.workers import in_worker
 from capstore.images.tree import Finding, ImageTree
 from capstore.schema.errors import StorageError
 from capstore.tools.console import complain, explained, local_error, out, printable
 from capstore.tools.image.array import ArrayWriter
+from capstore.tools.image.maintaining import repaired
 from capstore.tools.image.reading import contents_read
 from capstore.tools.image.source import OpenImage, opened_image
 from capstore.tools.progress import Meter, metered
@@ -32,9 +34,12 @@ _REMEMBERED_MAX: Final = 100_000
 _OFFSET: Final = re.compile(r"\bat offset (\d{1,20})\b")
 
 
-async def verify(file: str, *, json: bool, quiet: bool) -> int:
-    """Checks the image `file`; returns the exit code."""
+async def verify(file: str, *, json: bool, quiet: bool, repair: bool = False) -> int:
+    """Checks the image `file`, which is repaired before if that is asked for; returns the exit
+    code."""
     try:
+        if repair:
+            await in_worker(lambda: repaired(file))
         async with opened_image(file) as image:
             return await _shown(image, json=json, quiet=quiet)
     except (OSError, StorageError) as error:
@@ -88,7 +93,8 @@ class _Report:
             self._array.add(_json(finding))
         else:
             offset = "-" if finding.offset is None else finding.offset
-            out(f"{offset}: {printable(finding.where)}: {printable(finding.message)}")
+            hint = " (--repair removes it)" if finding.repairable else ""
+            out(f"{offset}: {printable(finding.where)}: {printable(finding.message)}{hint}")
 
     def finish(self, *, clean: bool) -> None:
         if self._array is not None:
@@ -97,7 +103,12 @@ class _Report:
 
 
 def _json(finding: Finding) -> dict[str, Any]:
-    return {"offset": finding.offset, "where": finding.where, "message": finding.message}
+    return {
+        "offset": finding.offset,
+        "where": finding.where,
+        "message": finding.message,
+        "repairable": finding.repairable,
+    }
 
 
 # A thread of its own -----------------------------------------------------------------------------
