@@ -8,7 +8,7 @@ place before `finish` has returned (`capstore.images.durable`); `abort` leaves n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from capstore.schema.errors import InvalidArgument, Unsupported
@@ -86,3 +86,41 @@ class TreeBuilder(ABC):
     @abstractmethod
     def abort(self) -> None:
         """Drops what was built; does nothing after `finish`."""
+
+
+class FilePieces:
+    """The content of a file that is being pushed, cut into pieces of `piece_bytes`, the last of
+    what is left.  `put` gets each with its offset, but those that are all zeros."""
+
+    def __init__(self, size: int, piece_bytes: int, put: Callable[[int, bytes], None]) -> None:
+        self.size = size
+        self._piece_bytes = piece_bytes
+        self._put = put
+        self._done = 0
+        self._pending = bytearray()
+
+    def write(self, data: Buffer) -> None:
+        """The next bytes.  Raises `InvalidArgument` for more than the file was to have."""
+        view = memoryview(data).cast("B")
+        if self._done + len(self._pending) + len(view) > self.size:
+            raise InvalidArgument("the file is longer than it was to be")
+        while view:
+            piece = view[: self._piece_bytes - len(self._pending)]
+            self._pending += piece
+            view = view[len(piece) :]
+            if len(self._pending) == self._piece_bytes:
+                self._hand_on()
+
+    def end(self) -> None:
+        """The file is whole.  Raises `InvalidArgument` for less than it was to have."""
+        if self._pending:
+            self._hand_on()
+        if self._done != self.size:
+            raise InvalidArgument("the file is shorter than it was to be")
+
+    def _hand_on(self) -> None:
+        piece = bytes(self._pending)
+        self._pending.clear()
+        if piece.count(0) != len(piece):
+            self._put(self._done, piece)
+        self._done += len(piece)

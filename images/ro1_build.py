@@ -18,7 +18,14 @@ from typing import Final
 import numpy as np
 
 from capstore.images import ro1
-from capstore.images.builder import Facts, Path, TreeBuilder, check_named, check_target
+from capstore.images.builder import (
+    Facts,
+    FilePieces,
+    Path,
+    TreeBuilder,
+    check_named,
+    check_target,
+)
 from capstore.images.checksums import crc32c
 from capstore.images.device import BlockDevice
 from capstore.images.nodetable import ROOT, ExtentRow, NodeTable, Tables
@@ -50,7 +57,10 @@ class Ro1Builder(TreeBuilder):
         self._table = NodeTable()
         self._output = _Output(device)
         self._sums = array("I")
-        self._file: _OpenFile | None = None
+        # The file that was begun: its node, what is in place of it, and what is not.
+        self._file = ROOT
+        self._extents: list[ExtentRow] = []
+        self._pieces: FilePieces | None = None
         self._finished = False
 
     # Nodes ---------------------------------------------------------------------------------------
@@ -78,7 +88,7 @@ class Ro1Builder(TreeBuilder):
     def _check_whole(self) -> None:
         if self._finished:
             raise InvalidArgument("the image is finished")
-        if self._file is not None:
+        if self._pieces is not None:
             raise InvalidArgument("the file before is not whole")
 
     def _add(self, kind: NodeKind, facts: Facts) -> int:
@@ -114,54 +124,39 @@ class Ro1Builder(TreeBuilder):
         node = self._add(NodeKind.FILE, facts)
         self._bind(path, node)
         self._output.align()
-        self._file = _OpenFile(node, size)
+        self._file = node
+        self._extents = []
+        self._pieces = FilePieces(size, CHUNK_BYTES, self._put_chunk)
 
     def write(self, data: Buffer) -> None:
-        file = self._begun()
-        view = memoryview(data).cast("B")
-        if file.done + len(file.pending) + len(view) > file.size:
-            raise InvalidArgument("the file is longer than it was to be")
-        while view:
-            piece = view[: CHUNK_BYTES - len(file.pending)]
-            file.pending += piece
-            view = view[len(piece) :]
-            if len(file.pending) == CHUNK_BYTES:
-                self._put_chunk(file)
+        self._begun().write(data)
 
     def end_file(self) -> None:
-        file = self._begun()
-        if file.pending:
-            self._put_chunk(file)
-        if file.done != file.size:
-            raise InvalidArgument("the file is shorter than it was to be")
-        self._file = None
-        self._table.set_content(file.node, file.size, file.extents)
+        pieces = self._begun()
+        pieces.end()
+        self._pieces = None
+        self._table.set_content(self._file, pieces.size, self._extents)
 
-    def _begun(self) -> _OpenFile:
-        if self._file is None:
+    def _begun(self) -> FilePieces:
+        if self._pieces is None:
             raise InvalidArgument("no file was begun")
-        return self._file
+        return self._pieces
 
-    def _put_chunk(self, file: _OpenFile) -> None:
-        chunk = bytes(file.pending)
-        file.pending.clear()
-        # A last chunk that is short ends its extent, so it may be a hole as well.
-        if chunk.count(0) != len(chunk):
-            at = self._output.write(chunk)
-            self._extend(file, at, len(chunk))
-            if len(self._sums) == _SUMS_MAX:
-                raise TooLarge("more data than an image has checksums for")
-            self._sums.append(crc32c(chunk))
-        file.done += len(chunk)
+    def _put_chunk(self, offset: int, chunk: bytes) -> None:
+        at = self._output.write(chunk)
+        self._extend(offset, at, len(chunk))
+        if len(self._sums) == _SUMS_MAX:
+            raise TooLarge("more data than an image has checksums for")
+        self._sums.append(crc32c(chunk))
 
-    def _extend(self, file: _OpenFile, at: int, length: int) -> None:
+    def _extend(self, offset: int, at: int, length: int) -> None:
         """Adds a chunk to the file's last extent if it continues it, else begins one."""
-        if file.extents:
-            start, extent, source, first = file.extents[-1]
-            if start + extent == file.done and source + extent == at:
-                file.extents[-1] = (start, extent + length, source, first)
+        if self._extents:
+            start, extent, source, first = self._extents[-1]
+            if start + extent == offset and source + extent == at:
+                self._extents[-1] = (start, extent + length, source, first)
                 return
-        file.extents.append((file.done, length, at, len(self._sums)))
+        self._extents.append((offset, length, at, len(self._sums)))
 
     # The end -------------------------------------------------------------------------------------
 
@@ -194,19 +189,6 @@ class Ro1Builder(TreeBuilder):
 
     def abort(self) -> None:
         """Nothing to do: without superblocks it is no image."""
-
-
-class _OpenFile:
-    """The file that is being written: `done` bytes of `size` are in `extents`."""
-
-    __slots__ = ("done", "extents", "node", "pending", "size")
-
-    def __init__(self, node: int, size: int) -> None:
-        self.node = node
-        self.size = size
-        self.done = 0
-        self.pending = bytearray()
-        self.extents: list[ExtentRow] = []
 
 
 class _Output:

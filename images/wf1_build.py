@@ -15,7 +15,14 @@ import hashlib
 from dataclasses import replace
 
 from capstore.images import wf1
-from capstore.images.builder import Facts, Path, TreeBuilder, check_named, check_target
+from capstore.images.builder import (
+    Facts,
+    FilePieces,
+    Path,
+    TreeBuilder,
+    check_named,
+    check_target,
+)
 from capstore.images.device import BlockDevice
 from capstore.images.wf1 import UNIT_BYTES
 from capstore.images.wf1_base import PAGE_BYTES, Tables
@@ -45,7 +52,8 @@ class Wf1Builder(TreeBuilder):
         self._engine: Engine = open_wf1(device, clock=clock, entropy=_not_random)
         # The directories that lead to where we are: (name, id, facts).
         self._stack: list[tuple[str, int, Facts]] = []
-        self._file: _OpenFile | None = None
+        # The file that was begun: its id, its facts, and what is not in place yet.
+        self._file: tuple[int, Facts, FilePieces] | None = None
 
     # Nodes ---------------------------------------------------------------------------------------
 
@@ -109,42 +117,26 @@ class Wf1Builder(TreeBuilder):
     def begin_file(self, path: Path, facts: Facts, size: int) -> None:
         self._check_whole()
         number = self._engine.make(self._parent(path), path[-1], _node(wf1.FILE, facts))
-        self._file = _OpenFile(number, facts, size)
+        pieces = FilePieces(
+            size, UNIT_BYTES, lambda offset, unit: self._engine.write(number, offset, unit)
+        )
+        self._file = (number, facts, pieces)
 
     def write(self, data: Buffer) -> None:
-        file = self._begun()
-        view = memoryview(data).cast("B")
-        if file.done + len(file.pending) + len(view) > file.size:
-            raise InvalidArgument("the file is longer than it was to be")
-        while view:
-            piece = view[: UNIT_BYTES - len(file.pending)]
-            file.pending += piece
-            view = view[len(piece) :]
-            if len(file.pending) == UNIT_BYTES:
-                self._put_unit(file)
+        self._begun()[2].write(data)
 
     def end_file(self) -> None:
-        file = self._begun()
-        if file.pending:
-            self._put_unit(file)
-        if file.done != file.size:
-            raise InvalidArgument("the file is shorter than it was to be")
+        number, facts, pieces = self._begun()
+        pieces.end()
         self._file = None
-        if file.size:
-            self._engine.truncate(file.node, file.size)
-            self._restore(file.node, file.facts)
+        if pieces.size:
+            self._engine.truncate(number, pieces.size)
+            self._restore(number, facts)
 
-    def _begun(self) -> _OpenFile:
+    def _begun(self) -> tuple[int, Facts, FilePieces]:
         if self._file is None:
             raise InvalidArgument("no file was begun")
         return self._file
-
-    def _put_unit(self, file: _OpenFile) -> None:
-        unit = bytes(file.pending)
-        file.pending.clear()
-        if unit.count(0) != len(unit):
-            self._engine.write(file.node, file.done, unit)
-        file.done += len(unit)
 
     # The end -------------------------------------------------------------------------------------
 
@@ -160,19 +152,6 @@ class Wf1Builder(TreeBuilder):
 
     def abort(self) -> None:
         """Nothing to do: what was made is at no place of its own."""
-
-
-class _OpenFile:
-    """The file that is being written: `done` bytes of `size` are in place."""
-
-    __slots__ = ("done", "facts", "node", "pending", "size")
-
-    def __init__(self, node: int, facts: Facts, size: int) -> None:
-        self.node = node
-        self.facts = facts
-        self.size = size
-        self.done = 0
-        self.pending = bytearray()
 
 
 def _not_random(count: int) -> bytes:
