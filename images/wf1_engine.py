@@ -726,10 +726,9 @@ class Engine:
             self._in_a_hurry = False
 
     def _checkpoint_steps(self) -> Iterator[None]:
-        # Before a segment is taken for the log, which without a checkpoint would not come back.
-        self.space.grow(self.checkpoint_segments() + 1)
+        # The log behind it goes on where it is: whatever crashes make of this, it took no segment
+        # that only a checkpoint would give back.
         self._write_frame()
-        self._go_on_elsewhere()
         begin = self._position
         self.state = self.state.with_own_content(orphans_of(self.state))
         live = [n if self.space.use[s] == DATA else 0 for s, n in enumerate(self.space.live)]
@@ -750,7 +749,7 @@ class Engine:
                 generation=self.superblock.generation + 1,
                 checkpoint_lba=self.geometry.lba(writer.head.runs[0]),
                 checkpoint_sum=writer.head_sum,
-                log_lba=self.geometry.lba(begin.segment),
+                log_lba=(self.geometry.start(begin.segment) + begin.offset) // BLOCK_BYTES,
                 log_sequence=begin.sequence,
                 durable=self._durable,
             )

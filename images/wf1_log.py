@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from capstore.images import wf1
 from capstore.images.checksums import crc32c
@@ -39,6 +39,8 @@ from capstore.images.wf1_codec import (
 )
 from capstore.images.wf1_state import Change, NameChange, NodeChange
 from capstore.schema.errors import Corrupt
+
+_KEY_BYTES: Final = 8
 
 
 def add_change(tables: Encoder, change: Change) -> None:
@@ -102,6 +104,13 @@ class Frame:
     behind: Position
 
 
+def log_start(superblock: wf1.Superblock, geometry: wf1.Geometry) -> Position:
+    """Where the first frame behind the checkpoint is, or would be."""
+    segment = geometry.of_lba(superblock.log_lba)
+    offset = superblock.log_lba * BLOCK_BYTES - geometry.start(segment)
+    return Position(segment, offset, superblock.log_sequence, 0)
+
+
 def read_frames(
     device: BlockDevice, superblock: wf1.Superblock, geometry: wf1.Geometry, segments: int
 ) -> Iterator[Frame]:
@@ -109,18 +118,22 @@ def read_frames(
 
     Raises `Corrupt` where a frame is missing that a later one shows to have been durable.
     """
-    first = geometry.of_lba(superblock.log_lba)
-    position = Position(first, 0, superblock.log_sequence, 0)
-    seen = {first}
+    position = log_start(superblock, geometry)
+    seen, durable = {position.segment}, superblock.durable
     raw = _segment(device, geometry, position.segment)
     while True:
         found = _frame_at(raw, geometry, position, superblock)
         if found is None:
             _check_tail(raw, geometry, position, superblock)
             return
+        durable = max(durable, found.header.durable)
         target = found.header.next
         if target:
             segment = geometry.of_lba(target)
+            may_be_lost = segments <= segment < geometry.count_max and not superblock.region_blocks
+            if may_be_lost and found.header.sequence > durable:
+                # The image had grown for it, and that was not durable either.
+                return
             sound = 0 <= segment < segments and geometry.lba(segment) == target
             if not sound or segment in seen:
                 raise Corrupt(f"the log at offset {found.at} goes on where it cannot")
@@ -138,6 +151,9 @@ def _segment(device: BlockDevice, geometry: wf1.Geometry, segment: int) -> bytes
 
 def _header_at(raw: bytes, offset: int, key: int) -> Any | None:
     """The sealed header at `offset` of a segment, if there is one."""
+    # Where there is no frame, which is nearly everywhere, the key says so without a checksum.
+    if raw[offset : offset + _KEY_BYTES] != key.to_bytes(_KEY_BYTES, "little"):
+        return None
     head = raw[offset : offset + WF1_FRAME.size]
     try:
         header = WF1_FRAME.unpack(head, "a frame")

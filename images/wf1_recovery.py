@@ -22,7 +22,7 @@ from capstore.images.records import BLOCK_BYTES
 from capstore.images.wf1_base import Tables, read_head
 from capstore.images.wf1_checkpoint import orphans_of
 from capstore.images.wf1_content import Extent
-from capstore.images.wf1_log import Frame, Position, decoded, read_frames
+from capstore.images.wf1_log import Frame, Position, decoded, log_start, read_frames
 from capstore.images.wf1_space import DATA, LOG, TABLE, Space
 from capstore.images.wf1_state import Change, NodeChange, State
 from capstore.schema.errors import Corrupt
@@ -61,8 +61,10 @@ def recover(device: BlockDevice) -> Recovered:
         space.use[segment] = TABLE
     state = State(tables, head.counts, head.next_node, head.changes)
     frames = list(read_frames(device, superblock, geometry, space.count))
-    changes = [decoded(frame, geometry, space.count) for frame in frames]
-    count = _believed(device, superblock, frames, changes)
+    # A region may have grown, been referred to, and be short again: growing was not durable.
+    reach = geometry.count_max if grows else space.count
+    changes = [decoded(frame, geometry, reach) for frame in frames]
+    count = _believed(device, superblock, frames, changes, space)
     for change in changes[:count]:
         state = _replay(state, change, space)
     state = _without_orphans(state, space)
@@ -86,21 +88,26 @@ def _believed(
     superblock: wf1.Superblock,
     frames: Sequence[Frame],
     changes: Sequence[Change],
+    space: Space,
 ) -> int:
-    """How many of the frames count: behind the durable ones, as long as their data is whole."""
+    """How many of the frames count: behind the durable ones, as long as their data is whole.
+
+    Raises `Corrupt` for a durable one whose data cannot be there.
+    """
     durable = max([superblock.durable, *(frame.header.durable for frame in frames)])
     for number, (frame, change) in enumerate(zip(frames, changes, strict=True)):
+        extents = [extent for item in change.nodes for extent in item.extents]
+        inside = all(space.geometry.of_lba(e.lba) < space.count for e in extents)
         if frame.header.sequence <= durable:
-            continue
-        if not all(_is_whole(device, e) for item in change.nodes for e in item.extents):
+            if not inside:
+                raise Corrupt(f"the frame at offset {frame.at} has data behind the image's end")
+        elif not inside or not all(_is_whole(device, extent) for extent in extents):
             return number
     return len(frames)
 
 
 def _is_whole(device: BlockDevice, extent: Extent) -> bool:
     at = extent.lba * BLOCK_BYTES
-    if at + extent.stored > device.size():
-        return False
     return crc32c(device.read(at, extent.stored)) == extent.sum
 
 
@@ -127,9 +134,7 @@ def _without_orphans(state: State, space: Space) -> State:
 def _position(
     superblock: wf1.Superblock, geometry: wf1.Geometry, frames: Sequence[Frame]
 ) -> Position:
-    if frames:
-        return frames[-1].behind
-    return Position(geometry.of_lba(superblock.log_lba), 0, superblock.log_sequence, 0)
+    return frames[-1].behind if frames else log_start(superblock, geometry)
 
 
 def _log_segments(

@@ -22,6 +22,7 @@ from capstore.tools.console import Failed, complain, drop_stdout, explained
 from capstore.tools.fuzz import command as fuzz
 from capstore.tools.image import command as image
 from capstore.tools.parameters import block
+from capstore.tools.prove import command as prove
 from capstore.tools.walk import first_of
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for _verbs in (serve, browse, copy, change, share, image, limits, bench, fuzz):
+for _verbs in (serve, browse, copy, change, share, image, limits, bench, fuzz, prove):
     app.add_typer(_verbs.app)
 
 

@@ -183,7 +183,7 @@ def over_the_tables(f: Forger) -> None:
 
 
 def over_the_log(f: Forger) -> None:
-    f.extent(0, lba=f.found.superblock.log_lba)
+    f.extent(0, lba=f.found.space.geometry.lba(f.found.log_segments[0]))
 
 
 def over_another(f: Forger) -> None:
@@ -279,7 +279,7 @@ FORGERIES: list[tuple[Callable[[Forger], object], str]] = [
     (lambda f: f.head(runCount=BIG >> 32), "checksum"),
     (lambda f: f.head(usageCount=BIG >> 32), "checksum"),
     (lambda f: f.head(magic=0), "not the one that the superblock means"),
-    (lambda f: f.numbers(0, 0), "does not say where it is"),
+    (lambda f: f.numbers(0, f.found.tables.head.runs[0] + 1), "does not say where it is"),
     (other_usage, "said to be live"),
     (lambda f: f.numbers(1, 1 << 31), "cannot be"),
     (lambda f: f.superblock(checkpointSum=0), "not the one that the superblock means"),

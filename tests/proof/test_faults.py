@@ -1,0 +1,148 @@
+"""Devices that fail, images that are damaged, processes that are killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from capstore.tools.prove.countdown import count_down, places
+from capstore.tools.prove.damage import ACCEPTED, flipped, outcomes, subject, truncated, used_places
+from capstore.tools.prove.examine import Outcome, judged
+from capstore.tools.prove.explore import Tally
+from capstore.tools.prove.kill import (
+    CALLS,
+    Killed,
+    compared,
+    kill,
+    kill_at_call,
+    kill_by_chance,
+    why_no_strace,
+)
+from capstore.tools.prove.power import cut_power, why_no_power_cut
+from capstore.tools.prove.running import scenario_names, workload_of
+from capstore.tools.prove.worker import make
+
+
+def assert_holds(tally: Tally) -> None:
+    shown = [f"{f.state}: {f.outcome}: {f.detail}\n{f.steps}" for f in tally.failures]
+    assert not shown, "\n\n".join(shown)
+    assert tally.states
+
+
+# Countdown ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ace1-5", "scenario-append-after-truncate"])
+def test_a_failure_at_every_place(name: str) -> None:
+    tally = count_down(workload_of(name), crashes=False)
+    assert_holds(tally)
+    assert tally.states == 4 * places(workload_of(name))
+
+
+def test_a_failure_and_a_crash() -> None:
+    assert_holds(count_down(workload_of("scenario-space-reused"), every=7))
+
+
+# Damage -------------------------------------------------------------------------------------------
+
+
+def test_some_truncations() -> None:
+    length = len(subject()[0])
+    # Around every structure, and somewhere between.
+    lengths = {0, 1, length - 1, length, *range(0, length, 9973)}
+    lengths.update(at + d for at in used_places()[::2048] for d in (-1, 0, 1))
+    assert_holds(truncated(sorted(lengths)))
+
+
+def test_some_bit_flips() -> None:
+    tally = flipped(8 * at + at % 8 for at in used_places()[::67])
+    assert_holds(tally)
+    assert outcomes(tally)["refused"]
+    assert outcomes(tally)["refused where it is damaged"]
+
+
+def test_damage_that_is_shown_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With checksums that always fit, the same flips show wrong bytes, and are failures."""
+    monkeypatch.setattr("capstore.images.wf1_engine.crc32c", lambda data: _Anything())
+    tally = flipped(8 * at for at in used_places()[::67])
+    assert outcomes(tally)["a wrong tree"]
+    assert tally.failed
+
+
+class _Anything(int):
+    __hash__ = int.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
+# Processes ----------------------------------------------------------------------------------------
+
+
+def test_a_killed_process(tmp_path: Path) -> None:
+    _, verdict = kill_by_chance(tmp_path, 1)
+    assert verdict.outcome.holds, verdict
+
+
+@pytest.mark.skipif(why_no_strace() is not None, reason=str(why_no_strace()))
+def test_a_process_killed_at_a_system_call(tmp_path: Path) -> None:
+    killed, verdict = kill_at_call(tmp_path, 7, "pwrite64", 60)
+    assert killed.durable > 0
+    assert not killed.done
+    assert verdict.outcome.holds, verdict
+
+
+def test_more_promised_than_there_is_is_noticed(tmp_path: Path) -> None:
+    make(str(tmp_path / "image"))
+    assert compared(tmp_path / "image", 1, Killed(0, done=False)).outcome is Outcome.PROMISED
+    assert compared(tmp_path / "image", 1, Killed(100, done=False)).outcome is Outcome.LOST
+
+
+def test_what_is_no_volume_does_not_open() -> None:
+    assert judged(bytes(1 << 20), subject()[1], 0, 0).outcome is Outcome.UNOPENED
+
+
+# Long ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_failures_in_all_scenarios() -> None:
+    for name in scenario_names():
+        assert_holds(count_down(workload_of(name)))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_truncation_at_every_byte() -> None:
+    tally = truncated(range(len(subject()[0]) + 1))
+    assert_holds(tally)
+    assert set(outcomes(tally)) <= ACCEPTED
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_every_bit() -> None:
+    assert_holds(flipped(8 * at + bit for at in used_places() for bit in range(8)))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_many_killed_processes(tmp_path: Path) -> None:
+    tally = kill(tmp_path, 100, 25)
+    assert_holds(tally)
+    assert tally.states == 25 * (1 + len(CALLS) * (why_no_strace() is None))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_power_cuts(tmp_path: Path) -> None:
+    if (reason := why_no_power_cut(tmp_path)) is not None:
+        pytest.skip(reason)
+    for seed in range(20):
+        _, verdict = cut_power(tmp_path, seed)
+        assert verdict.outcome.holds, (seed, verdict)

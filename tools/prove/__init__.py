@@ -1,0 +1,11 @@
+"""``capstore prove``: what a crash may leave of a volume, state by state, and what is found there.
+
+Invariants:
+
+* A workload is data (`capstore.tools.prove.workload`), the model of what it does a few dictionaries
+  (`capstore.tools.prove.model`), and its name alone makes it again.
+* Every state that is examined has an id, ``WORKLOAD@STATE``, that replays it alone; a crash that
+  follows upon a crash is ``WORKLOAD@STATE@STATE``.
+* The same arguments examine the same states with the same outcomes, on however many processors.
+* What must hold of a state stands in `capstore.tools.prove.examine`, and nowhere else.
+"""

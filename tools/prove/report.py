@@ -1,0 +1,189 @@
+"""What a proof found, as JSON and as one page of HTML with a chart.
+
+Invariants: the same proof gives the same report but for its times.  The page needs nothing from
+elsewhere: bars are plain HTML.
+"""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Final
+
+from capstore.tools.prove.examine import Outcome
+from capstore.tools.prove.proof import Proof
+
+_GOOD: Final = "#4a8f5c"
+_PART: Final = "#88b894"
+_REFUSED: Final = "#c9a94e"
+_BAD: Final = "#c0392b"
+_COLOURS: Final = {
+    Outcome.PROMISED.value: _GOOD,
+    Outcome.FURTHER.value: _PART,
+    "whole": _GOOD,
+    "older": _PART,
+    "refused": _REFUSED,
+    "refused where it is damaged": _REFUSED,
+}
+_STYLE: Final = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:62em;margin:2em auto;padding:0 1em}"
+    "table{border-collapse:collapse;width:100%}td,th{padding:.15em .6em;text-align:left;"
+    "vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}"
+    ".bar{display:flex;height:1.1em;min-width:1px}.bar span{display:block}"
+    "code{font-size:90%;overflow-wrap:anywhere}.key{display:inline-block;width:1em;height:1em;"
+    "margin:0 .3em 0 1em;vertical-align:-.15em}@media(prefers-color-scheme:dark)"
+    "{body{background:#16181a;color:#ddd}}"
+)
+
+
+def as_json(proof: Proof) -> dict[str, Any]:
+    """The report as what JSON can hold."""
+    asked, tally = proof.parameters, proof.tally
+    return {
+        "format": "wf1",
+        "parameters": {
+            "seed": asked.seed,
+            "operations": asked.operations,
+            "length": asked.length,
+            "statesMax": asked.states_max,
+            "searches": [search.name for search in asked.searches],
+        },
+        "holds": proof.holds,
+        "workloads": tally.workloads,
+        "states": tally.states,
+        "repeated": tally.repeated,
+        "failed": tally.failed,
+        "shapes": [
+            {"family": f, "phase": p, "mode": m, "outcome": o, "states": count}
+            for (f, p, m, o), count in sorted(tally.shapes.items())
+        ],
+        "failures": [
+            {"id": f.state, "outcome": f.outcome, "detail": f.detail, "steps": f.steps}
+            for f in tally.failures
+        ],
+        "canaries": [
+            {"name": name, "caught": failure is not None, "by": failure.state if failure else None}
+            for name, failure in proof.canaries
+        ],
+        "skipped": proof.skipped,
+        "seconds": {name: round(seconds, 1) for name, seconds in proof.seconds.items()},
+    }
+
+
+def lines(proof: Proof) -> Iterable[str]:
+    """The report as lines for a terminal."""
+    tally = proof.tally
+    for name, failure in proof.canaries:
+        said = f"caught by {failure.state}" if failure else "NOT CAUGHT"
+        yield f"canary    {name}: {said}"
+    for (what, phase), outcomes in sorted(_groups(proof).items()):
+        shown = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+        yield f"{sum(outcomes.values()):9} {what}, {phase}: {shown}"
+    for reason in proof.skipped:
+        yield f"skipped   {reason}"
+    for found in tally.failures:
+        yield f"FAILED    {found.outcome}: {found.detail}"
+        yield f"          {found.state}"
+        yield f"          {found.steps}"
+    seconds = sum(proof.seconds.values())
+    yield (
+        f"{tally.states} states of {tally.workloads} workloads in {seconds:.0f} s"
+        f" ({tally.repeated} met before), lost: {tally.failed}"
+    )
+
+
+_FAMILIES: Final = {
+    "ace1": "one operation",
+    "ace2": "two operations",
+    "random": "by chance",
+    "scenario": "scenarios",
+}
+
+
+def _groups(proof: Proof) -> dict[tuple[str, str], Counter[str]]:
+    """By workloads and what was being done: how often there was which outcome."""
+    groups: dict[tuple[str, str], Counter[str]] = {}
+    for (family, phase, _, outcome), count in proof.tally.shapes.items():
+        key = (_FAMILIES.get(family, family), phase)
+        groups.setdefault(key, Counter())[outcome] += count
+    return groups
+
+
+def _by_mode(proof: Proof) -> dict[tuple[str, str], Counter[str]]:
+    groups: dict[tuple[str, str], Counter[str]] = {}
+    for (family, _, mode, outcome), count in proof.tally.shapes.items():
+        if family in _FAMILIES:
+            groups.setdefault(("crashes", mode), Counter())[outcome] += count
+    return groups
+
+
+def as_html(proof: Proof) -> str:
+    """The report as a page."""
+    asked, tally = proof.parameters, proof.tally
+    searches = ", ".join(search.name for search in asked.searches)
+    caught = sum(1 for _, failure in proof.canaries if failure)
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><title>capstore prove wf1</title>",
+        f"<style>{_STYLE}</style><h1>CAPOSWF1 against crashes</h1>",
+        (
+            f"<p><b>{tally.states:,}</b> states of {tally.workloads:,} workloads were examined;"
+            f" lost: <b>{tally.failed}</b>. {tally.repeated:,} of them were met before in the same"
+            f" process, with the same promises. Canaries caught: {caught} of"
+            f" {len(proof.canaries)}.</p>"
+        ),
+        (
+            f"<p>Seed {asked.seed}, {asked.operations} operations by chance, all workloads of"
+            f" length {asked.length}; {html.escape(searches)}.</p>"
+        ),
+        _key(proof),
+        "<h2>What was being done</h2>",
+        _chart(_groups(proof)),
+        "<h2>How the crash state was chosen</h2>",
+        _chart(_by_mode(proof)),
+        "<h2>Canaries</h2><table>",
+    ]
+    for name, failure in proof.canaries:
+        said = f"<code>{html.escape(failure.state)}</code>" if failure else "<b>not caught</b>"
+        parts.append(f"<tr><td>{html.escape(name)}<td>{said}")
+    parts.append("</table>")
+    if proof.skipped:
+        items = "".join(f"<li>{html.escape(reason)}" for reason in proof.skipped)
+        parts.append(f"<h2>Skipped</h2><ul>{items}</ul>")
+    if tally.failures:
+        rows = "".join(
+            f"<tr><td>{html.escape(f.outcome)}<td>{html.escape(f.detail)}"
+            f"<td><code>{html.escape(f.state)}</code><br><code>{html.escape(f.steps)}</code>"
+            for f in tally.failures
+        )
+        parts.append(f"<h2>Failures</h2><table>{rows}</table>")
+    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in proof.seconds.items())
+    parts.append(f"<p>{html.escape(times)}.</p></html>")
+    return "\n".join(parts) + "\n"
+
+
+def _key(proof: Proof) -> str:
+    outcomes = sorted({outcome for _, _, _, outcome in proof.tally.shapes})
+    shown = "".join(
+        f'<span class=key style="background:{_COLOURS.get(o, _BAD)}"></span>{html.escape(o)}'
+        for o in outcomes
+    )
+    return f"<p>{shown}</p>"
+
+
+def _chart(groups: dict[tuple[str, str], Counter[str]]) -> str:
+    widest = max((sum(outcomes.values()) for outcomes in groups.values()), default=1)
+    rows = []
+    for (what, which), outcomes in sorted(groups.items()):
+        total = sum(outcomes.values())
+        bars = "".join(
+            f'<span title="{html.escape(outcome)}: {count:,}" style="width:'
+            f'{100 * count / total:.3f}%;background:{_COLOURS.get(outcome, _BAD)}"></span>'
+            for outcome, count in sorted(outcomes.items())
+        )
+        rows.append(
+            f"<tr><td>{html.escape(what)}<td>{html.escape(which)}<td class=n>{total:,}"
+            f'<td style="width:45%"><div class=bar style="width:{100 * total / widest:.2f}%">'
+            f"{bars}</div>"
+        )
+    return f"<table>{''.join(rows)}</table>"

@@ -1,0 +1,135 @@
+"""Many workloads on several processors.
+
+Invariants: the work is cut into chunks before it begins, each chunk is done by one process from
+its own beginning, and chunks are counted in their order; so the same arguments give the same
+figures whatever the number of processes, also where the run is ended by a number of states.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from capstore.schema.errors import InvalidArgument
+from capstore.tools.prove.ace import length_1, length_2
+from capstore.tools.prove.chance import chance_workload
+from capstore.tools.prove.examine import Verdict
+from capstore.tools.prove.explore import Search, Tally, explore, forget, replayed
+from capstore.tools.prove.scenarios import SCENARIOS, scenario
+from capstore.tools.prove.workload import Workload
+
+OPERATIONS: Final = 25
+_CHUNK: Final = 20
+_NAME: Final = re.compile(r"(ace1|ace2|random|scenario)-([a-z0-9-]{1,80})", re.ASCII)
+
+
+def workload_of(name: str) -> Workload:
+    """The workload of a name.  Raises `InvalidArgument`."""
+    found = _NAME.fullmatch(name)
+    try:
+        match found[1] if found else "", found[2] if found else "":
+            case "ace1", number:
+                return length_1()[int(number)]
+            case "ace2", number:
+                return length_2()[int(number)]
+            case "scenario", word:
+                return scenario(word)
+            case "random", numbers:
+                seed, _, operations = numbers.partition("-")
+                return chance_workload(int(seed), int(operations))
+    except (KeyError, IndexError, ValueError):
+        pass
+    raise InvalidArgument(f'no workload "{name}"')
+
+
+def replay_id(text: str) -> tuple[bytes, Workload, Verdict]:
+    """The image of the state with this id, its workload, and what is found there.
+
+    Raises `InvalidArgument`."""
+    name, *states = text.split("@epoch=")
+    workload = workload_of(name)
+    image, _, verdict = replayed(workload, [f"epoch={state}" for state in states])
+    return image, workload, verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Workloads that one process goes through."""
+
+    names: tuple[str, ...]
+    search: Search
+
+    def __call__(self) -> Tally:
+        """What became of them."""
+        forget()
+        tally = Tally()
+        for name in self.names:
+            tally.add(explore(workload_of(name), self.search))
+        return tally
+
+
+def chunks(
+    names: Sequence[str], searches: Iterable[Search], seed: int | None = None
+) -> list[Chunk]:
+    """The work cut up; in an order by chance if there is a seed, for runs that end early."""
+    groups = [tuple(names[at : at + _CHUNK]) for at in range(0, len(names), _CHUNK)]
+    made = [Chunk(group, search) for search in searches for group in groups]
+    if seed is not None:
+        Random(seed).shuffle(made)  # noqa: S311 - the same each time
+    return made
+
+
+def ace_names(length: int) -> list[str]:
+    """The names of all workloads of this length."""
+    return [workload.name for workload in (length_1() if length == 1 else length_2())]
+
+
+def chance_names(seed: int, count: int, operations: int = OPERATIONS) -> list[str]:
+    """The names of workloads by chance."""
+    return [f"random-{seed + n}-{operations}" for n in range(count)]
+
+
+def scenario_names() -> list[str]:
+    """The names of all scenarios."""
+    return [f"scenario-{name}" for name in SCENARIOS]
+
+
+def run(
+    work: Sequence[Chunk],
+    *,
+    processes: int = 0,
+    states_max: int | None = None,
+    seconds_max: float | None = None,
+    progress: Callable[[Tally], None] = lambda _: None,
+) -> Tally:
+    """Does the work; `processes` of 0 is one for each processor.
+
+    Ends early behind the chunk with which there are `states_max` states, and when time is up.
+    """
+    total, began = Tally(), time.monotonic()
+    for tally in _tallies(work, processes or os.cpu_count() or 1):
+        total.add(tally)
+        progress(total)
+        if states_max is not None and total.states >= states_max:
+            break
+        if seconds_max is not None and time.monotonic() - began >= seconds_max:
+            break
+    return total
+
+
+def _tallies(work: Sequence[Chunk], processes: int) -> Iterator[Tally]:
+    if processes == 1:
+        yield from (chunk() for chunk in work)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap(_done, work)
+
+
+def _done(chunk: Chunk) -> Tally:
+    return chunk()
