@@ -1,6 +1,14 @@
 """What every test has."""
 
+import gc
+
 import pytest
+
+
+def pytest_collection_finish() -> None:
+    # Tests that collect garbage would go through everything that was ever imported each time.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
