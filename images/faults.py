@@ -20,6 +20,7 @@ Invariants, beside those of `capstore.images.device`:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -65,9 +66,9 @@ class _PassingDevice(BlockDevice):
         closed = ", closed" if self._closed else ""
         return f"{type(self).__name__}({self._state()}{closed}) on {self.inner!r}"
 
+    @abstractmethod
     def _state(self) -> str:
         """For `repr`."""
-        raise NotImplementedError
 
     def _check(self) -> None:
         if self._closed:

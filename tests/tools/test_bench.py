@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,6 @@ def run(*arguments: str) -> str:
     return result.output
 
 
-@pytest.mark.skipif(find_spec("asyncssh") is None, reason="needs the extra `bench`")
 def test_every_case_has_figures_and_ratios(tmp_path: Path) -> None:
     # Image cases are in test_bench_images.py.
     printed = run("--json", str(tmp_path / "report.json"), "--seed", "7", "--only", "[!i]*")

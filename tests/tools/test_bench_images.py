@@ -28,8 +28,7 @@ from capstore.tools.bench.cases import CASES as SERVICE_CASES
 from capstore.tools.bench.cases import Goal, Limit
 from capstore.tools.bench.contestants import BenchError
 from capstore.tools.bench.image_cases import CASES, ImageCase, absences
-from capstore.tools.bench.image_corpus import Images, fat_tools_missing, gz_name, path_of
-from capstore.tools.bench.image_rivals import pyfatfs_missing, ratarmount_missing
+from capstore.tools.bench.image_corpus import Images, gz_name, path_of
 from capstore.tools.bench.measure import Outcome, Spread
 from capstore.tools.bench.report import document, image_table, tables
 
@@ -44,12 +43,6 @@ TINY = parameters.Parameters(
     ro1_entries=10_250,
     lookup_batch=10,
 )
-MISSING = [
-    reason
-    for absent in (fat_tools_missing, pyfatfs_missing, ratarmount_missing)
-    if (reason := absent())
-]
-complete = pytest.mark.skipif(bool(MISSING), reason=f"needs the extra `bench`: {MISSING}")
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +65,6 @@ def run(*arguments: str) -> str:
     return result.output
 
 
-@complete
 def test_every_case_runs_beside_its_rivals(tmp_path: Path) -> None:
     printed = run("--only", "image-*", "--json", str(tmp_path / "report.json"))
 
@@ -158,7 +150,6 @@ def test_the_tar_gz_is_one_member_half_random(images: Images) -> None:
     assert images.gz_content(3) in content
 
 
-@complete
 def test_all_read_the_same_bytes_of_the_tar_gz(
     images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +191,6 @@ def test_sqlite_holds_the_same_tree(images: Images) -> None:
             node = tree.lookup(node, name).stat.node_id
 
 
-@complete
 @pytest.mark.parametrize(
     ("name", "changed", "made"),
     [
