@@ -2,9 +2,10 @@
 
 Invariants:
 
-* Every change is a call of the engine in the lane, one at a time, in order.  Readers never enter
-  the lane: they look at `engine.state`, which does not change, on the loop where nothing has to
-  wait for the device and in a worker otherwise.
+* Every change is a call of the engine in the lane, one at a time, in order; or on the loop while
+  nobody is in the lane, if nothing has to wait for the device.  Readers never enter the lane: they
+  look at `engine.state`, which does not change, on the loop where nothing has to wait for the
+  device and in a worker otherwise.
 * A reader is counted (`Readers`) from before it takes the state until it has done with it, and the
   engine waits for those that began before a checkpoint took the place of another, until it makes
   segments free.  While it is counted, a reader waits for the device at most, so that is short.
@@ -35,10 +36,11 @@ from capstore.backers.workers import Lane, finished, in_worker
 from capstore.images import wf1, wf1_ops
 from capstore.images.device import BlockDevice
 from capstore.images.wf1_base import WITHOUT_WAITING, WouldWait
-from capstore.images.wf1_engine import Clock, Engine, Snapshot
+from capstore.images.wf1_engine import Clock, Engine
 from capstore.images.wf1_open import open_wf1
 from capstore.images.wf1_state import Node as Record
 from capstore.images.wf1_state import State
+from capstore.images.wf1_upkeep import Snapshot
 from capstore.schema.errors import (
     Closed,
     InvalidArgument,
@@ -104,7 +106,7 @@ class Wf1Volume(Volume):
         # What was dropped, from whatever thread, and is to be let go of.
         self._dropped: deque[int | Snapshot] = deque()
         engine.settle = self._readers.wait_for_earlier
-        engine.patient = True
+        engine.writer.patient = True
 
     @classmethod
     async def open(
@@ -220,9 +222,16 @@ class Wf1Volume(Volume):
             raise ReadOnly("the volume is open for reading")
 
     async def change(self, function: Callable[[Engine], T], written: int = 0) -> T:
-        """What `function` makes of the engine, in its turn; it writes about `written` bytes."""
+        """What `function` makes of the engine, in its turn; it writes about `written` bytes.
+
+        It changes something once at most, and waits for nothing before: where nobody else is in the
+        lane it is done on the loop, and if that would have to wait for the device, again there.
+        """
         self.check_writable()
         try:
+            if self._lane.is_idle:
+                with suppress(WouldWait), WITHOUT_WAITING:
+                    return function(self._engine)
             return await self._lane.run(lambda: function(self._engine))
         finally:
             self._commits.wrote(written)
@@ -238,7 +247,7 @@ class Wf1Volume(Volume):
         engine = self._engine
         try:
             while engine.has_work and self._closing is None:
-                if engine.waits_for_flush:
+                if engine.writer.waits_for_flush:
                     await self._commits.flush()
                 await self._lane.run(engine.work)
         finally:
@@ -340,7 +349,7 @@ class Wf1Volume(Volume):
         await self._lane.run(self._shut)
 
     def _shut(self) -> None:
-        self._engine.patient = False
+        self._engine.writer.patient = False
         try:
             self._engine.close()
         finally:
@@ -363,7 +372,7 @@ class Wf1Volume(Volume):
 
     @property
     def _image_id(self) -> bytes:
-        return self._engine.superblock.image_id.to_bytes(_IMAGE_ID_BYTES, "big")
+        return self._engine.writer.superblock.image_id.to_bytes(_IMAGE_ID_BYTES, "big")
 
     async def node_of(self, handle: bytes) -> Node:
         self.check_open()

@@ -2,9 +2,9 @@
 
 Invariants:
 
-* A round writes what is pending to the log, in the lane, then flushes in a worker while the lane
-  goes on.  It covers whoever asked for it before it began; who asks later waits for the next, with
-  all who do so until that begins.  One round runs at a time.
+* A round writes what is pending to the log, in the lane, then flushes while the lane goes on.  It
+  covers whoever asked for it before it began; who asks later waits for the next, with all who do so
+  until that begins.  One round runs at a time.
 * When a round fails, all who wait for it get the error; the engine has latched.
 * What nobody asked to sync is made durable when it is much, or some seconds old.  Nothing runs
   where nothing was written: rounds are tasks that end.
@@ -16,7 +16,7 @@ import asyncio
 import weakref
 from typing import Final
 
-from capstore.backers.workers import Lane, in_worker
+from capstore.backers.workers import Lane
 from capstore.images.wf1_engine import Engine
 from capstore.schema.limits import MIB
 
@@ -33,8 +33,9 @@ class GroupCommit:
     def __init__(self, engine: Engine, lane: Lane) -> None:
         self._engine = engine
         self._lane = lane
-        # What those wait for who have asked since the last round began.
-        self._next: asyncio.Future[None] | None = None
+        # What those wait for who have asked since the last round began, each by himself: who is
+        # cancelled does not disturb the others.
+        self._next: list[asyncio.Future[None]] = []
         self._running: asyncio.Task[None] | None = None
         self._unflushed_bytes = 0
         self._flushes_for_itself = False
@@ -42,8 +43,7 @@ class GroupCommit:
 
     async def sync(self) -> None:
         """Returns when all before is durable.  Raises `StorageIOError`."""
-        # Shielded: the round is of others too.
-        await asyncio.shield(self._asked())
+        await self._asked()
 
     async def flush(self) -> None:
         """As `sync`, with a flush also where nothing is to be made durable."""
@@ -73,25 +73,25 @@ class GroupCommit:
             self._timer = None
 
     def _asked(self) -> asyncio.Future[None]:
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        asked = loop.create_future()
+        self._next.append(asked)
         if self._running is None:
             # A task begins with the next turn of the loop: who asks in this one goes along.
-            self._running = asyncio.get_running_loop().create_task(self._rounds())
-        return self._next
+            self._running = loop.create_task(self._rounds())
+        return asked
 
     async def _rounds(self) -> None:
         try:
-            while (waiting := self._next) is not None:
-                self._next = None
+            while waiting := self._next:
+                self._next = []
+                error: BaseException | None = None
                 try:
                     await self._round()
-                except BaseException as error:  # noqa: BLE001 - whatever it is, it is theirs
-                    waiting.set_exception(error)
-                    # There may be nobody who waits.
-                    waiting.exception()
-                else:
-                    waiting.set_result(None)
+                except BaseException as failed:  # noqa: BLE001 - whatever it is, it is theirs
+                    error = failed
+                for asked in waiting:
+                    _answer(asked, error)
         finally:
             self._running = None
 
@@ -100,9 +100,24 @@ class GroupCommit:
         self._unflushed_bytes = 0
         self._stop_timer()
         needed, self._flushes_for_itself = self._flushes_for_itself, False
-        sequence = await self._lane.run(engine.commit)
-        if needed or sequence > engine.durable:
-            await in_worker(lambda: engine.flush(sequence))
+
+        def flush(sequence: int) -> None:
+            if needed or sequence > engine.durable:
+                engine.flush(sequence)
+
+        # In one trip: the lane goes on to others while the same worker flushes.
+        await self._lane.run(engine.commit, flush)
+
+
+def _answer(asked: asyncio.Future[None], error: BaseException | None) -> None:
+    if asked.done():
+        return
+    if error is None:
+        asked.set_result(None)
+    else:
+        asked.set_exception(error)
+        # There may be nobody who waits.
+        asked.exception()
 
 
 def _ask(reference: weakref.ref[GroupCommit]) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -55,50 +56,105 @@ class Lane:
     `in_worker` has it.
     """
 
-    __slots__ = ("_busy", "_waiting")
+    __slots__ = ("_trip", "_waiting")
 
     def __init__(self) -> None:
-        self._waiting: list[_Waiting] = []
-        self._busy = False
+        self._waiting: list[_Call] = []
+        self._trip: _Trip | None = None
 
-    async def run(self, function: Callable[[], T]) -> T:
-        """Runs `function` behind what is waiting; returns its result or raises its exception."""
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((function, future))
-        if not self._busy:
-            self._busy = True
-            self._start(asyncio.get_running_loop())
-        return await finished(future)
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs or waits in it."""
+        return (self._trip is None or self._trip.is_over) and not self._waiting
 
-    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def run(self, function: Callable[[], T], behind: Callable[[T], None] | None = None) -> T:
+        """Runs `function` behind what is waiting; returns its result or raises its exception.
+
+        `behind` is given the result in the same worker, when the lane has gone on to others; it is
+        waited for, too.
+        """
+        loop = asyncio.get_running_loop()
+        call = _Call(function, behind, loop.create_future())
+        self._waiting.append(call)
+        self._go_on(loop)
+        return cast("T", await finished(call.future))
+
+    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begins a trip with whoever waits, if none is under way."""
+        if not self._waiting or not (self._trip is None or self._trip.is_over):
+            return
         batch, self._waiting = self._waiting, []
-        trip = loop.run_in_executor(_pool, lambda: [_outcome(function) for function, _ in batch])
-        trip.add_done_callback(lambda done: self._deliver(loop, batch, done))
+        self._trip = trip = _Trip()
+        try:
+            _pool.submit(self._make, loop, trip, batch)
+        except RuntimeError as error:
+            # The interpreter is going down.
+            trip.is_over = True
+            for call in batch:
+                _settle((call, None, error))
 
-    def _deliver(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        batch: list[_Waiting],
-        trip: asyncio.Future[list[tuple[Any, BaseException | None]]],
-    ) -> None:
-        for (_, future), (result, error) in zip(batch, trip.result(), strict=True):
-            if future.done():
-                continue
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-        if self._waiting:
-            self._start(loop)
-        else:
-            self._busy = False
+    def _make(self, loop: asyncio.AbstractEventLoop, trip: _Trip, batch: list[_Call]) -> None:
+        """In a worker: makes the calls, and what comes behind them."""
+        done: list[_Outcome] = []
+        left: list[_Outcome] = []
+        for call in batch:
+            outcome = _outcome(call)
+            goes_on = call.behind is not None and outcome[2] is None
+            (left if goes_on else done).append(outcome)
+        # From here on who comes begins the next trip; who has come before has to be seen to.
+        trip.is_over = True
+        # The loop may be closed, and then nobody waits.
+        with suppress(RuntimeError):
+            if done or self._waiting:
+                loop.call_soon_threadsafe(self._deliver, loop, done)
+            for call, result, _ in left:
+                loop.call_soon_threadsafe(_settle, _outcome_behind(call, result))
+
+    def _deliver(self, loop: asyncio.AbstractEventLoop, outcomes: list[_Outcome]) -> None:
+        for outcome in outcomes:
+            _settle(outcome)
+        self._go_on(loop)
 
 
-_Waiting = tuple[Callable[[], Any], "asyncio.Future[Any]"]
+class _Trip:
+    """Calls in a worker; `is_over` when all are made, but for what comes behind them."""
+
+    __slots__ = ("is_over",)
+
+    def __init__(self) -> None:
+        self.is_over = False
 
 
-def _outcome(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+class _Call(NamedTuple):
+    function: Callable[[], Any]
+    behind: Callable[[Any], None] | None
+    future: asyncio.Future[Any]
+
+
+_Outcome = tuple[_Call, Any, BaseException | None]
+
+
+def _outcome(call: _Call) -> _Outcome:
     try:
-        return function(), None
+        return call, call.function(), None
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is its caller's
-        return None, error
+        return call, None, error
+
+
+def _outcome_behind(call: _Call, result: Any) -> _Outcome:
+    assert call.behind is not None  # noqa: S101 - for whoever reads types
+    try:
+        call.behind(result)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is its caller's
+        return call, None, error
+    return call, result, None
+
+
+def _settle(outcome: _Outcome) -> None:
+    call, result, error = outcome
+    if call.future.done():
+        return
+    if error is None:
+        call.future.set_result(result)
+    else:
+        call.future.set_exception(error)

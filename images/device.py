@@ -22,7 +22,7 @@ from capstore.schema.nodes import Buffer
 
 
 class BlockDevice(ABC):
-    """Bytes at offsets: six methods to implement, two conveniences over them."""
+    """Bytes at offsets: six methods to implement, the others are there."""
 
     @abstractmethod
     def size(self) -> int:
@@ -57,6 +57,11 @@ class BlockDevice(ABC):
     @abstractmethod
     def close(self) -> None:
         """Releases the device, without a flush; closing again does nothing."""
+
+    def reserve(self, offset: int, length: int) -> None:
+        """Sees to it that there is room for what will be written to `length` bytes at `offset`,
+        where the device knows how; what is there stays.  Raises `NoSpace`, with nothing changed."""
+        self.check_range(offset, length)
 
     def read(self, offset: int, length: int) -> bytes:
         """The `length` bytes at `offset`; raises as `read_into`."""

@@ -169,6 +169,8 @@ class FileDevice(_OpenFile):
         self._writable = writable
         self._fixed = fixed
         self._latched = False
+        # Until the first answer says otherwise: block devices and some filesystems do not.
+        self._knows_reserve = True
 
     @classmethod
     def open(
@@ -237,6 +239,21 @@ class FileDevice(_OpenFile):
             self._latched = error.errno not in _FULL
             raise _io_error(error, "resize") from None
         self._size = size
+
+    def reserve(self, offset: int, length: int) -> None:
+        """By fallocate(2), where the filesystem has it."""
+        self._check_change()
+        self.check_range(offset, length)
+        if not self._knows_reserve:
+            return
+        try:
+            with self._descriptor as fd:
+                os.posix_fallocate(fd, offset, length)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise NoSpace(f"reserve: {_reason(error)}") from None
+            # A write will tell whatever else is wrong.
+            self._knows_reserve = False
 
     def flush(self) -> None:
         """As `BlockDevice.flush`.

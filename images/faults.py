@@ -94,6 +94,10 @@ class _PassingDevice(BlockDevice):
         self._check()
         self.inner.resize(size)
 
+    def reserve(self, offset: int, length: int) -> None:
+        self._check()
+        self.inner.reserve(offset, length)
+
     def flush(self) -> None:
         self._check()
         self.inner.flush()

@@ -5,7 +5,8 @@ Invariants:
 * Opening reads the head; pages are read when they are needed, and every record in a page is checked
   before the page is kept.
 * Nodes ascend by their ids, the entries of a directory by the bytes of their names.
-* Memory is `CACHED_PAGES_MAX` pages, whatever the checkpoint holds.
+* Memory is `CACHED_PAGES_MAX` pages and a few times `CACHED_RECORDS_MAX` decoded records, whatever
+  the checkpoint holds.
 * In a thread that is `WITHOUT_WAITING`, what is not at hand is `WouldWait`, and nothing else.
 """
 
@@ -15,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from capstore.images import wf1
 from capstore.images.checksums import crc32c
@@ -44,7 +45,9 @@ from capstore.schema.limits import KIB
 MAGIC: Final = int(layout.wf1CheckpointMagic)
 PAGE_BYTES: Final = 4 * KIB
 CACHED_PAGES_MAX: Final = 4096
-_NUMBER_BYTES: Final = 4
+# Records that were decoded lately: a search for a name begins with the same ones each time.
+CACHED_RECORDS_MAX: Final = 32_768
+NUMBER_BYTES: Final = 4
 # Guesses before halves: ids that are far from even must not cost more than those.
 _GUESSES_MAX: Final = 6
 
@@ -105,7 +108,7 @@ def _paged(size: int) -> int:
 
 def table_starts(runs: int, usage: int, counts: Counts) -> tuple[int, int, int, int]:
     """Where the tables of a checkpoint begin."""
-    nodes = _paged(WF1_CHECKPOINT.size + (runs + usage) * _NUMBER_BYTES)
+    nodes = _paged(WF1_CHECKPOINT.size + (runs + usage) * NUMBER_BYTES)
     entries = nodes + _paged(counts.nodes * WF1_NODE.size)
     extents = entries + _paged(counts.entries * WF1_ENTRY.size)
     heap = extents + _paged(counts.extents * WF1_EXTENT.size)
@@ -116,7 +119,7 @@ def pack_head(
     head: Head,
 ) -> tuple[bytes, int]:
     """The bytes in front of the tables, and the checksum of the whole of them."""
-    numbers = b"".join(n.to_bytes(_NUMBER_BYTES, "little") for n in (*head.runs, *head.usage))
+    numbers = b"".join(n.to_bytes(NUMBER_BYTES, "little") for n in (*head.runs, *head.usage))
     record = WF1_CHECKPOINT.pack(
         magic=MAGIC,
         sequence=head.sequence,
@@ -148,7 +151,7 @@ def read_head(
         or geometry.lba(first) != superblock.checkpoint_lba
     ):
         raise Corrupt(f"{where} is not the one that the superblock means")
-    end = WF1_CHECKPOINT.size + (record.runCount + record.usageCount) * _NUMBER_BYTES
+    end = WF1_CHECKPOINT.size + (record.runCount + record.usageCount) * NUMBER_BYTES
     numbers = raw[WF1_CHECKPOINT.size : end]
     if end > len(raw) or crc32c(numbers) != record.headSum:
         raise Corrupt(f"{where} has a wrong checksum")
@@ -179,6 +182,29 @@ def _check_head(head: Head, first: int, geometry: wf1.Geometry, segments: int, w
         raise Corrupt(f"{where} has counts that cannot be")
 
 
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Cache(Generic[K, V]):
+    """What was found lately; forgotten all at once when it is much, which costs less than order.
+
+    Its operations are single ones of a dictionary, so threads need no lock."""
+
+    __slots__ = ("_found", "get")
+
+    def __init__(self) -> None:
+        self._found: dict[K, V] = {}
+        self.get = self._found.get
+
+    def keep(self, key: K, value: V) -> V:
+        """Keeps `value`, and returns it."""
+        if len(self._found) >= CACHED_RECORDS_MAX:
+            self._found.clear()
+        self._found[key] = value
+        return value
+
+
 class Tables:
     """The tables of the checkpoint whose head is `head`; a `Base` for states."""
 
@@ -191,6 +217,9 @@ class Tables:
         self._segments = segments
         self._pages: OrderedDict[int, bytes] = OrderedDict()
         self._lock = threading.Lock()
+        self._entries = _Cache[tuple[int, int], tuple[str, int]]()
+        self._ids = _Cache[int, int]()
+        self._nodes = _Cache[int, Node]()
         self._nodes_at, self._entries_at, self._extents_at, self._heap_at = head.starts
 
     def __repr__(self) -> str:
@@ -274,15 +303,21 @@ class Tables:
         return None
 
     def _id(self, row: int) -> int:
-        return int(self._record(WF1_NODE, self._nodes_at, row).id)
+        number = self._ids.get(row)
+        if number is None:
+            number = self._ids.keep(row, int(self._record(WF1_NODE, self._nodes_at, row).id))
+        return number
 
     def _node_record(self, number: int) -> Any | None:
         row = self._find(number)
         return None if row is None else self._record(WF1_NODE, self._nodes_at, row)
 
     def node(self, number: int) -> Node | None:
-        record = self._node_record(number)
-        return None if record is None else self.decode_node(record)
+        node = self._nodes.get(number)
+        if node is None:
+            record = self._node_record(number)
+            node = None if record is None else self._nodes.keep(number, self.decode_node(record))
+        return node
 
     def decode_node(self, record: Any) -> Node:
         """The node of a record.  Raises `Corrupt`."""
@@ -299,6 +334,10 @@ class Tables:
 
     def entry(self, row: int, directory: int) -> tuple[str, int]:
         """The name and node of an entry, which has to be one of `directory`.  Raises `Corrupt`."""
+        found = self._entries.get((directory, row))
+        return found or self._entries.keep((directory, row), self._decode_entry(row, directory))
+
+    def _decode_entry(self, row: int, directory: int) -> tuple[str, int]:
         record = self._record(WF1_ENTRY, self._entries_at, row)
         where = f"entry {row} of the checkpoint"
         if record.directory != directory or record.node < wf1.ROOT:

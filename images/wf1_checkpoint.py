@@ -16,7 +16,7 @@ from typing import Final
 from capstore.images import wf1
 from capstore.images.device import BlockDevice
 from capstore.images.records import WF1_ENTRY, WF1_EXTENT, WF1_NODE, Record
-from capstore.images.wf1_base import Head, pack_head, table_starts
+from capstore.images.wf1_base import NUMBER_BYTES, PAGE_BYTES, Head, pack_head, table_starts
 from capstore.images.wf1_codec import Encoder
 from capstore.images.wf1_content import Extent, all_extents
 from capstore.images.wf1_copy import Rows, copied
@@ -28,6 +28,8 @@ from capstore.schema.limits import KIB, PAGE_ENTRIES_MAX
 # A step handles about so many records.
 STEP_RECORDS: Final = 2000
 _BUFFER_BYTES: Final = 256 * KIB
+# What its head and the ends of pages take beside the records.
+_PADDING_BYTES_MAX: Final = 5 * PAGE_BYTES
 _TABLES: Final[tuple[Record, ...]] = (WF1_NODE, WF1_ENTRY, WF1_EXTENT)
 
 
@@ -48,10 +50,21 @@ def written_counts(state: State, orphans: Sequence[Node]) -> Counts:
 
 def segments_for(geometry: wf1.Geometry, counts: Counts, segments: int) -> int:
     """How many segments a checkpoint takes, of a volume of `segments`."""
-    runs = 1
+    size = geometry.segment_bytes
+    # Nearly always the bytes alone say it, without the pages that each table ends with.
+    at_least = (
+        counts.nodes * WF1_NODE.size
+        + counts.entries * WF1_ENTRY.size
+        + counts.extents * WF1_EXTENT.size
+        + counts.heap
+        + segments * NUMBER_BYTES
+    )
+    runs = -(-at_least // size)
+    if -(-(at_least + (runs + 1) * NUMBER_BYTES + _PADDING_BYTES_MAX) // size) == runs:
+        return runs
     while True:
         starts = table_starts(runs, segments, counts)
-        needed = -(-(starts[3] + counts.heap) // geometry.segment_bytes)
+        needed = -(-(starts[3] + counts.heap) // size)
         if needed <= runs:
             return runs
         runs = needed

@@ -52,7 +52,7 @@ class Cleaner:
 
     def _spare(self) -> int:
         """How many segments are free beside those for a checkpoint, its log and that of moves."""
-        return max(0, self._engine.space.free - self._engine.checkpoint_segments() - 2)
+        return max(0, self._engine.space.free - self._engine.upkeep.checkpoint_segments() - 2)
 
     def _chosen(self, room: int) -> list[int]:
         """The segments with the least live data, as much as there is `room` for, in bytes."""
@@ -63,7 +63,7 @@ class Cleaner:
             for segment, (use, live) in enumerate(zip(space.use, space.live, strict=True))
             if use == DATA
             and 0 < live <= size * _LIVE_SHARE_MAX
-            and not self._engine.is_held(segment)
+            and not self._engine.upkeep.is_held(segment)
         )
         chosen: list[int] = []
         for live, segment in ranked:
@@ -105,7 +105,7 @@ class Cleaner:
                     # Short extents take whole blocks: it may be more than was reckoned.
                     break
                 with suppress(Corrupt):
-                    moved.append(engine.put_data(extent.offset, engine.read_extent(extent)))
+                    moved.append(engine.writer.put_data(extent.offset, engine.read_extent(extent)))
             if moved:
                 engine.perform(Change((NodeChange(node, moved),)))
             yield

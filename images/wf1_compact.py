@@ -11,9 +11,10 @@ from typing import Final
 
 from capstore.images.device import BlockDevice
 from capstore.images.wf1_clean import ROUND_BYTES_MAX, Cleaner
-from capstore.images.wf1_engine import Clock, Engine, Entropy
+from capstore.images.wf1_engine import Clock, Engine
 from capstore.images.wf1_open import open_wf1
 from capstore.images.wf1_space import DATA, FREE
+from capstore.images.wf1_writer import Entropy
 
 # A checkpoint goes where there is room, and the next one where that was: enough to be in front.
 _CHECKPOINTS_MAX: Final = 8
@@ -25,7 +26,7 @@ def compact(engine: Engine) -> None:
     Raises `NoSpace` where even a checkpoint has no room, and what the device raises.
     """
     engine.checkpoint()
-    while engine.is_worth_cleaning():
+    while engine.upkeep.is_worth_cleaning():
         used = _used(engine)
         _clean(engine)
         if _used(engine) >= used:
@@ -53,8 +54,8 @@ def _move_to_front(engine: Engine) -> None:
 
 
 def _data_behind(engine: Engine, segment: int) -> list[int]:
-    uses = engine.space.use
-    return [s for s in range(segment, len(uses)) if uses[s] == DATA and not engine.is_held(s)]
+    uses, is_held = engine.space.use, engine.upkeep.is_held
+    return [s for s in range(segment, len(uses)) if uses[s] == DATA and not is_held(s)]
 
 
 def cut(engine: Engine) -> None:
@@ -93,5 +94,5 @@ def repair(device: BlockDevice, *, clock: Clock, entropy: Entropy) -> None:
     Raises `Corrupt` and `Unsupported`, with nothing written, for what cannot be opened; `NoSpace`.
     """
     engine = open_wf1(device, clock=clock, entropy=entropy)
-    engine.reclaim(1)
+    engine.upkeep.reclaim(1)
     engine.checkpoint()

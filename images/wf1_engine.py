@@ -11,81 +11,43 @@ Invariants:
   that was written anew.  Snapshots hold what they lead to by themselves.
 * Holding a node and removing its last name exclude one another, so `hold_found` may run in any
   thread.
-* One flush is under way at a time: of two at once, the kernel would tell only one that it failed.
-* After a failed write or flush nobody can say what is on the device: every later change and sync is
-  `StorageIOError`.  Reading goes on.
-* Room for a checkpoint and for what removes things is kept free, so a full volume can be emptied.
+* In a thread that is `WITHOUT_WAITING` an operation that would have to wait for the device raises
+  `WouldWait`, and then has changed nothing.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
 from typing import Final
 
 from capstore.images import wf1, wf1_ops
-from capstore.images.checksums import crc32c
 from capstore.images.device import BlockDevice
-from capstore.images.records import BLOCK_BYTES, WF1_FRAME, blocks_of
-from capstore.images.wf1_base import WITHOUT_WAITING, Tables, WouldWait, read_at_hand
-from capstore.images.wf1_checkpoint import CheckpointWriter, orphans_of, segments_for
-from capstore.images.wf1_clean import ROUND_BYTES_MAX, Cleaner
-from capstore.images.wf1_codec import Encoder
+from capstore.images.records import BLOCK_BYTES, WF1_EXTENT, WF1_NODE, blocks_of
+from capstore.images.wf1_base import WITHOUT_WAITING, WouldWait
 from capstore.images.wf1_content import Extent, extents_between, pieces_of
-from capstore.images.wf1_log import add_change, change_bytes, frame_blocks_bytes, frame_bytes
+from capstore.images.wf1_log import change_bytes
 from capstore.images.wf1_recovery import Recovered
-from capstore.images.wf1_space import DATA, LOG, TABLE
+from capstore.images.wf1_space import LOG, TABLE
 from capstore.images.wf1_state import Change, Node, State
+from capstore.images.wf1_upkeep import SPARE_SEGMENTS, Snapshot, Upkeep
+from capstore.images.wf1_writer import SHORT_BYTES_MAX, Entropy, Writer
 from capstore.schema.errors import (
     Closed,
-    Corrupt,
     IsDirectory,
-    NoSpace,
     ReadOnly,
-    StorageIOError,
     TooLarge,
     Unsupported,
 )
-from capstore.schema.limits import KIB, MIB
+from capstore.schema.limits import MIB
 from capstore.schema.nodes import Buffer, Usage
 
 # Nanoseconds since 1970.
 Clock = Callable[[], int]
-# Random bytes, so many as asked for.
-Entropy = Callable[[int], bytes]
 
-# A frame is written when so much is pending.
-PENDING_BYTES_MAX: Final = 128 * KIB
 # One write, which is atomic.
 WRITE_BYTES_MAX: Final = 16 * MIB
-# The log since the checkpoint is at most about so long, or half of the checkpoint if that is more.
-LOG_BYTES_MIN: Final = 4 * MIB
-# And so much data is written, or what is live if that is more: what it replaced is free behind it.
-DATA_BYTES_MIN: Final = 64 * MIB
-# A volume that grows is cleaned when so much more of it is dead than live, a part at a time.
-DEAD_BYTES_MIN: Final = 64 * MIB
-_CLEANED_SHARE: Final = 4
-# A log that is shorter than this, and than this part of a checkpoint, is left to the next opening.
-CLOSING_LOG_BYTES_MAX: Final = 256 * KIB
-CLOSING_SHARE: Final = 16
-# What is kept free beside the next checkpoint: a segment each for log and data, and one to clean
-# into.
-_SPARE_SEGMENTS: Final = 3
-_KEY_BYTES: Final = 8
-# How far a new life is ahead of the last: frames of the last cannot be of its checkpoints' epochs.
-# An odd number, since superblocks alternate.
-_LIFE_GENERATIONS: Final = 3
-_FAILED: Final = "an earlier write or flush failed: open the volume again"
-
-
-@dataclass(eq=False)
-class Snapshot:
-    """A moment that is held: what is live in it is not reclaimed until `Engine.drop`."""
-
-    state: State
-    live: Sequence[int]
 
 
 class Engine:
@@ -101,79 +63,26 @@ class Engine:
         writable: bool,
     ) -> None:
         self.device = device
-        self.superblock = recovered.superblock
-        self.geometry = recovered.space.geometry
         self.space = recovered.space
+        self.geometry = recovered.space.geometry
         self.state = recovered.state
         # Returns when nobody reads what an older state led to; see above.
         self.settle: Callable[[], None] = _nobody_reads
-        # Whether somebody else calls `flush` when `waits_for_flush` says so: then checkpoints wait
-        # for that, instead of holding up operations.
-        self.patient = False
-        self.waits_for_flush = False
         self._clock = clock
         self._writable = writable
         self._closed = False
-        self._failed = False
-        self._position = recovered.position
-        self._durable = recovered.position.sequence - 1
-        self._flushing = threading.Lock()
-        self._flushes_begun = self._flushes_ended = 0
-        self._in_a_hurry = False
-        self._log_segments = list(recovered.log_segments)
-        self._log_bytes = recovered.log_bytes
-        self._pending = Encoder()
-        self._data_segment = -1
-        self._data_at = self.geometry.segment_bytes
-        # Data written since the checkpoint.
-        self._data_bytes = 0
-        self._live_bytes = sum(self.space.live)
         self._held: dict[int, int] = {}
         self._holding = threading.Lock()
-        self._snapshots: list[Snapshot] = []
-        # The tables that the state rests on, and older ones that snapshots may still need.
-        self._tables: list[Tables] = [recovered.tables]
-        self._changed: set[int] = set(self.state.nodes)
-        self._renamed: set[int] = set(self.state.names)
-        self._work: Iterator[None] | None = None
-        self._is_cleaning_due = False
-        # What cleaning could not make free.
-        self._dead_left = 0
+        self.writer = Writer(device, recovered)
+        self.upkeep = Upkeep(self, recovered.tables)
         if writable:
-            self._begin_life(entropy)
+            self.writer.begin_life(entropy)
 
     def __repr__(self) -> str:
         words = [f"{self.state.counts.nodes} nodes", f"{self.space.count} segments"]
-        words += ["read-only"] * (not self._writable) + ["failed"] * self._failed
+        words += ["read-only"] * (not self._writable) + ["failed"] * self.writer.failed
         words += ["closed"] * self._closed
         return f"<Engine {', '.join(words)}>"
-
-    def _begin_life(self, entropy: Entropy) -> None:
-        """A new generation: frames of this life are told from those of earlier ones by it."""
-        key = self.superblock.log_key
-        if self._position.sequence == self.superblock.log_sequence:
-            # There is no frame that carries the old one.
-            key = int.from_bytes(entropy(_KEY_BYTES), "little")
-        self._put_superblock(
-            replace(
-                self.superblock,
-                generation=self.superblock.generation + _LIFE_GENERATIONS,
-                log_key=key,
-                durable=self._durable,
-            )
-        )
-
-    def _put_superblock(self, superblock: wf1.Superblock) -> None:
-        self._write_superblock(superblock)
-        self.flush()
-        self.superblock = superblock
-
-    def _write_superblock(self, superblock: wf1.Superblock) -> None:
-        try:
-            wf1.write_superblock(self.device, superblock)
-        except BaseException:
-            self._failed = True
-            raise
 
     # Operations ----------------------------------------------------------------------------------
 
@@ -286,13 +195,27 @@ class Engine:
             return
         self._check_writable()
         pieces = list(pieces_of(offset, len(view)))
-        self._make_room(sum(blocks_of(length) * BLOCK_BYTES for _, length in pieces))
+        self._make_room_for_data(number, pieces)
         extents = [
-            self.put_data(at, view[at - offset : at - offset + length]) for at, length in pieces
+            self.writer.put_data(at, view[at - offset : at - offset + length])
+            for at, length in pieces
         ]
         # Nothing may be reclaimed in between: nothing refers to the data yet.
         self.perform(wf1_ops.written(self.state, self._clock(), number, extents))
-        self.work()
+        self._go_on()
+
+    def _make_room_for_data(self, number: int, pieces: Sequence[tuple[int, int]]) -> None:
+        data_bytes = sum(blocks_of(length) * BLOCK_BYTES for _, length in pieces)
+        spare = self.upkeep.spare(data_bytes)
+        if not WITHOUT_WAITING.entered:
+            self.upkeep.make_room(spare)
+            return
+        if data_bytes >= SHORT_BYTES_MAX or not self.upkeep.has_room(spare):
+            raise WouldWait
+        node = wf1_ops.node_at(self.state, number)
+        if node.content is None and node.size:
+            raise WouldWait
+        self._check_at_hand(data_bytes, WF1_NODE.size + len(pieces) * WF1_EXTENT.size)
 
     def append(self, number: int, data: Buffer) -> int:
         """Writes at the end; returns where that was."""
@@ -358,7 +281,7 @@ class Engine:
 
     def _is_to_forget(self, number: int, *, holders: int = 0) -> bool:
         """Whether a node with so many holders has no name, and can be removed for good."""
-        if self._closed or self._failed or not self._writable:
+        if self._closed or self.writer.failed or not self._writable:
             return False
         # One without a name is never left to the tables.
         node = self.state.nodes.get(number)
@@ -367,13 +290,11 @@ class Engine:
     def snapshot(self) -> Snapshot:
         """Holds this moment."""
         self._check_open()
-        snapshot = Snapshot(self.state, list(self.space.live))
-        self._snapshots.append(snapshot)
-        return snapshot
+        return self.upkeep.hold(self.state)
 
     def drop(self, snapshot: Snapshot) -> None:
         """Lets go of a moment."""
-        self._snapshots.remove(snapshot)
+        self.upkeep.snapshots.remove(snapshot)
 
     # Reading -------------------------------------------------------------------------------------
 
@@ -396,27 +317,21 @@ class Engine:
     def read_extent(self, extent: Extent) -> memoryview:
         """The bytes of an extent; the whole unit is read, to check it.  Raises `Corrupt`."""
         unit = memoryview(bytearray(extent.stored))
-        self._read_unit(extent, unit)
+        self.writer.read_unit(extent, unit)
         return unit[extent.skip : extent.skip + extent.length]
 
     def _read_extent_into(self, extent: Extent, view: memoryview) -> None:
         if extent.length == extent.stored:
-            self._read_unit(extent, view)
+            self.writer.read_unit(extent, view)
         else:
             view[:] = self.read_extent(extent)
-
-    def _read_unit(self, extent: Extent, view: memoryview) -> None:
-        at = extent.lba * BLOCK_BYTES
-        read_at_hand(self.device, at, view)
-        if crc32c(view) != extent.sum:
-            raise Corrupt(f"data at offset {at} has a wrong checksum")
 
     def usage(self) -> Usage:
         """Bytes of the region (a total of 0 for one that grows) and nodes; free is what is, and
         what cleaning can make so, without what a checkpoint needs."""
         space, size = self.space, self.geometry.segment_bytes
         own = sum(use in (LOG, TABLE) for use in space.use)
-        free = space.free - self.checkpoint_segments() - _SPARE_SEGMENTS
+        free = space.free - self.upkeep.checkpoint_segments() - SPARE_SEGMENTS
         return Usage(
             total_bytes=0 if space.grows else space.bytes,
             used_bytes=sum(space.live) + own * size,
@@ -431,55 +346,24 @@ class Engine:
 
         `flush` with that, begun behind this, makes it durable.
         """
+        self._check_may_wait()
         self._check_writable()
-        self._write_frame()
-        return self._position.sequence - 1
+        return self.writer.commit()
 
     @property
     def durable(self) -> int:
         """The sequence of the last frame that is known to be durable."""
-        return self._durable
+        return self.writer.durable
 
     def flush(self, sequence: int = 0) -> None:
         """Flushes the device, which makes the frames up to `sequence` durable that were written
         before.  In any thread, also beside operations.  Raises `StorageIOError`, for good."""
-        with self._flushing:
-            if self._failed:
-                raise StorageIOError(_FAILED)
-            self._flushes_begun += 1
-            try:
-                self.device.flush()
-            except BaseException:
-                self._failed = True
-                raise
-            self._flushes_ended = self._flushes_begun
-            self._durable = max(self._durable, sequence)
-
-    def _flush_steps(self) -> Iterator[None]:
-        """A flush that begins behind this; one by somebody else where there is time for that."""
-        begun = self._flushes_begun
-        self.waits_for_flush = self.patient
-        while self.patient and not self._in_a_hurry and self._flushes_ended <= begun:
-            if self._failed:
-                raise StorageIOError(_FAILED)
-            yield
-        self.waits_for_flush = False
-        if self._flushes_ended <= begun:
-            self.flush()
-
-    def flushed(self, sequence: int) -> None:
-        """The frames up to `sequence` are durable, by a flush of the device itself."""
-        with self._flushing:
-            self._durable = max(self._durable, sequence)
-
-    def fail(self) -> None:
-        """A flush failed."""
-        self._failed = True
+        self.writer.flush(sequence)
 
     def sync(self) -> None:
         """Makes everything before durable.  Raises `StorageIOError`."""
         sequence = self.commit()
-        if sequence > self._durable:
+        if sequence > self.durable:
             self.flush(sequence)
 
     def close(self) -> None:
@@ -488,11 +372,9 @@ class Engine:
         if self._closed:
             return
         try:
-            if self._writable and not self._failed:
+            if self._writable and not self.writer.failed:
                 self.sync()
-                # A long log costs the next opening time, a long checkpoint costs this closing.
-                long = self._tables[-1].head.length // CLOSING_SHARE
-                if self._log_bytes > min(CLOSING_LOG_BYTES_MAX, long):
+                if self.upkeep.is_closing_worth_a_checkpoint():
                     self.checkpoint()
         finally:
             self._closed = True
@@ -502,279 +384,86 @@ class Engine:
 
     def _perform(self, decide: Callable[[State], Change], *, shrinks: bool = False) -> None:
         self._check_writable()
-        if not self._has_room(self._spare(0, shrinks=shrinks)):
-            # What cannot be done shall not wait for room, nor say that there is none.
-            if not decide(self.state).nodes:
-                return
-            self._make_room(0, shrinks=shrinks)
-        with self._holding:
+        self._make_room(decide, self.upkeep.spare(0, shrinks=shrinks), shrinks=shrinks)
+        with self._without_releases():
             change = decide(self.state)
             if not change.nodes:
                 return
-            if change_bytes(change) > self._frame_bytes_max():
-                raise TooLarge("the change is more than one frame holds")
             self.perform(change)
-        self.work()
+        self._go_on()
+
+    def _make_room(
+        self, decide: Callable[[State], Change], spare: int, *, shrinks: bool = False
+    ) -> None:
+        """Makes room for an operation that changes something, if there is none."""
+        # What cannot be done shall not wait for room, nor say that there is none.
+        if self.upkeep.has_room(spare) or not decide(self.state).nodes:
+            return
+        self._check_may_wait()
+        self.upkeep.make_room(spare, shrinks=shrinks)
+
+    @contextmanager
+    def _without_releases(self) -> Iterator[None]:
+        """Nobody holds a node, or lets go of one, in between."""
+        if not self._holding.acquire(blocking=not WITHOUT_WAITING.entered):
+            raise WouldWait
+        try:
+            yield
+        finally:
+            self._holding.release()
 
     def perform(self, change: Change) -> None:
-        """Applies a change and adds it to the frame that is pending."""
-        if self._pending.size + change_bytes(change) > self._frame_bytes_max():
-            self._write_frame()
+        """Applies a change and adds it to the frame that is pending.  Raises `TooLarge`."""
+        size = change_bytes(change)
+        self.writer.check_change(size)
+        if WITHOUT_WAITING.entered:
+            self._check_at_hand(0, size)
         state, effect = self.state.apply(change)
-        add_change(self._pending, change)
+        self.writer.make_way(size)
+        self.writer.add(change, size)
         self.space.gained(effect.gained)
         self.space.lost(effect.lost)
-        self._changed.update(item.node.id for item in change.nodes)
-        self._renamed.update(item.directory for item in change.names)
+        self.upkeep.note(change)
         self.state = state
-        if self._pending.size >= PENDING_BYTES_MAX:
-            self._write_frame()
 
-    def _frame_bytes_max(self) -> int:
-        """What the tables of one frame may take: a frame, and behind it the one that goes on."""
-        room = self.geometry.segment_bytes - BLOCK_BYTES - WF1_FRAME.size
-        return min(room, 4 * PENDING_BYTES_MAX)
+    def _check_at_hand(self, data_bytes: int, size: int) -> None:
+        """Raises `WouldWait` if a change of `size` with so much data would write something now."""
+        if not self.writer.has_at_hand(data_bytes, size):
+            raise WouldWait
 
-    def put_data(self, offset: int, data: Buffer) -> Extent:
-        """Writes a unit of data; the extent that puts it at `offset` of a file.
+    @staticmethod
+    def _check_may_wait() -> None:
+        """Raises `WouldWait` where nothing may."""
+        if WITHOUT_WAITING.entered:
+            raise WouldWait
 
-        Raises `NoSpace`, with nothing changed but where the next unit goes."""
-        size = blocks_of(len(data)) * BLOCK_BYTES
-        if self._data_at + size > self.geometry.segment_bytes:
-            self._data_segment = self.space.allocate(DATA)
-            self._data_at = 0
-        at = self.geometry.start(self._data_segment) + self._data_at
-        raw = data if len(data) == size else bytes(data)
-        try:
-            self.device.write(at, raw if len(raw) == size else bytes(raw).ljust(size, b"\0"))
-        except NoSpace:
-            raise
-        except BaseException:
-            self._failed = True
-            raise
-        self._data_at += size
-        self._data_bytes += size
-        return Extent(offset, len(raw), at // BLOCK_BYTES, 0, len(raw), crc32c(raw))
+    def _go_on(self) -> None:
+        """Goes on with what is to be done beside operations; `has_work` says so to who waits for
+        nothing."""
+        if not WITHOUT_WAITING.entered:
+            self.upkeep.work()
 
-    def _write(self, offset: int, data: bytes) -> None:
-        try:
-            self.device.write(offset, data)
-        except BaseException:
-            self._failed = True
-            raise
-
-    def _write_frame(self) -> None:
-        if not self._pending.size:
-            return
-        size = frame_blocks_bytes(self._pending)
-        if self._position.offset + size > self.geometry.segment_bytes - BLOCK_BYTES:
-            self._go_on_elsewhere()
-        self._put_frame(self._pending, next_lba=0)
-        self._pending = Encoder()
-
-    def _go_on_elsewhere(self) -> None:
-        """Goes on with the log in another segment, and says so at the end of this one."""
-        segment = self.space.allocate(LOG)
-        self._put_frame(Encoder(), next_lba=self.geometry.lba(segment))
-        self._position = replace(self._position, segment=segment, offset=0)
-        self._log_segments.append(segment)
-
-    def _put_frame(self, tables: Encoder, *, next_lba: int) -> None:
-        position = self._position
-        raw = frame_bytes(
-            tables,
-            key=self.superblock.log_key,
-            epoch=self.superblock.generation,
-            sequence=position.sequence,
-            durable=self._durable,
-            next=next_lba,
-        )
-        self._write(self.geometry.start(position.segment) + position.offset, raw)
-        self._log_bytes += len(raw)
-        self._position = replace(
-            position,
-            offset=position.offset + len(raw),
-            sequence=position.sequence + 1,
-            epoch=self.superblock.generation,
-        )
-
-    # Room ----------------------------------------------------------------------------------------
-
-    def checkpoint_segments(self) -> int:
-        """How many segments a checkpoint of the present state takes."""
-        return segments_for(self.geometry, self.state.counts, self.space.count)
-
-    def _make_room(self, data_bytes: int, *, shrinks: bool = False) -> None:
-        """Sees to it that there is room for an operation with so many bytes of data.
-
-        Raises `NoSpace`, with nothing changed."""
-        spare = self._spare(data_bytes, shrinks=shrinks)
-        if self._has_room(spare):
-            return
-        try:
-            self.space.grow(self.checkpoint_segments() + spare)
-        except NoSpace:
-            self.reclaim(spare)
-            if not shrinks and not self._has_room(spare):
-                raise
-
-    def _spare(self, data_bytes: int, *, shrinks: bool = False) -> int:
-        """How many segments are to be free beside the next checkpoint, before an operation."""
-        # A frame may take a segment, and a checkpoint takes one for the log behind it.
-        if shrinks:
-            return 2
-        return _SPARE_SEGMENTS + 1 - (-data_bytes // self.geometry.segment_bytes)
-
-    def _has_room(self, spare: int) -> bool:
-        return self.space.free >= self.checkpoint_segments() + spare
-
-    def reclaim(self, spare: int) -> None:
-        """Cleans and writes checkpoints until `spare` segments are free beside the next one, or
-        nothing more can be had."""
-        while self.space.free < self.checkpoint_segments() + spare:
-            before = self.space.free
-            if not self.is_worth_cleaning() and len(self._log_segments) < 2:
-                return
-            self.finish_work()
-            self.clean()
-            self.checkpoint()
-            if self.space.free <= before:
-                return
-
-    def is_worth_cleaning(self) -> bool:
-        """Whether cleaning could make a segment free."""
-        return self.space.dead_bytes >= 2 * self.geometry.segment_bytes
-
-    def clean(self) -> None:
-        """Moves live data out of the segments with the least of it."""
-        for _ in Cleaner(self).steps():
-            continue
-
-    def is_held(self, segment: int) -> bool:
-        """Whether a segment of data must stay as it is."""
-        if segment == self._data_segment:
-            return True
-        return any(
-            segment < len(snapshot.live) and snapshot.live[segment] for snapshot in self._snapshots
-        )
-
-    def _cleaning_steps(self) -> Iterator[None]:
-        """Cleans a part of a volume that grows, and writes a checkpoint."""
-        before = self.space.dead_bytes
-        room = max(ROUND_BYTES_MAX, self._live_bytes // _CLEANED_SHARE)
-        with suppress(NoSpace):
-            yield from Cleaner(self, room).steps()
-        yield from self._checkpoint_steps()
-        if before - self.space.dead_bytes < self.geometry.segment_bytes:
-            # Held by snapshots, or damaged: not again before there is more.
-            self._dead_left = self.space.dead_bytes
-            self._is_cleaning_due = False
-
-    # Checkpoints ---------------------------------------------------------------------------------
-
-    def checkpoint(self) -> None:
-        """Writes a checkpoint, to its end."""
-        self.finish_work()
-        self._work = self._checkpoint_steps()
-        self.finish_work()
+    # Upkeep --------------------------------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:
         """Whether `work` would do something."""
-        return self._work is not None or self._is_cleaning_due
+        return self.upkeep.has_work
 
     def work(self) -> None:
-        """One bounded step of what is to be done beside operations."""
-        if self._work is None:
-            if self._is_cleaning_due:
-                self._is_cleaning_due = False
-                self._work = self._cleaning_steps()
-            elif self._is_checkpoint_due():
-                self._work = self._checkpoint_steps()
-            else:
-                return
-        # The operation that this follows has been done, whether there is room for this or not.
-        with suppress(NoSpace):
-            self._step()
+        """One bounded step of what is to be done beside operations.  Raises what the device does;
+        what there is no room for is left."""
+        self.upkeep.work()
 
-    def _step(self) -> None:
-        assert self._work is not None  # noqa: S101 - for whoever reads types
-        try:
-            next(self._work)
-        except StopIteration:
-            self._work = None
-        except BaseException:
-            self._work = None
-            raise
+    def checkpoint(self) -> None:
+        """Writes a checkpoint, to its end.  Raises `NoSpace`, with nothing changed."""
+        self._check_may_wait()
+        self.upkeep.checkpoint()
 
-    def _is_checkpoint_due(self) -> bool:
-        log_max = max(LOG_BYTES_MIN, self._tables[-1].head.length // 2)
-        data_max = max(DATA_BYTES_MIN, self._live_bytes)
-        if not self.space.grows:
-            # In a small region neither takes more than an eighth of it.
-            part = max(self.geometry.segment_bytes, self.space.bytes // 8)
-            log_max, data_max = min(log_max, part), min(data_max, part)
-        return self._log_bytes >= log_max or self._data_bytes >= data_max
-
-    def finish_work(self) -> None:
-        """Does what is to be done, to its end."""
-        self._in_a_hurry = True
-        try:
-            while self._work is not None:
-                self._step()
-        finally:
-            self._in_a_hurry = False
-
-    def _checkpoint_steps(self) -> Iterator[None]:
-        # The log behind it goes on where it is: whatever crashes make of this, it took no segment
-        # that only a checkpoint would give back.
-        self._write_frame()
-        begin = self._position
-        self.state = self.state.with_own_content(orphans_of(self.state))
-        live = [n if self.space.use[s] == DATA else 0 for s, n in enumerate(self.space.live)]
-        # What dies from here on, the checkpoint and the log behind it lead to.
-        dead = self.space.reclaimable(self.is_held)
-        # Where there is no room for it, nothing has changed yet.
-        writer = CheckpointWriter(self.device, self.space, self.state, begin.sequence - 1, live)
-        old_log, self._log_segments = self._log_segments[:-1], self._log_segments[-1:]
-        self._log_bytes = self._data_bytes = 0
-        self._changed = {node.id for node in orphans_of(self.state)}
-        self._renamed = set()
-        try:
-            yield from writer.steps()
-            yield from self._flush_steps()
-            self.flushed(begin.sequence - 1)
-            superblock = replace(
-                self.superblock,
-                generation=self.superblock.generation + 1,
-                checkpoint_lba=self.geometry.lba(writer.head.runs[0]),
-                checkpoint_sum=writer.head_sum,
-                log_lba=(self.geometry.start(begin.segment) + begin.offset) // BLOCK_BYTES,
-                log_sequence=begin.sequence,
-                durable=self._durable,
-            )
-            self._write_superblock(superblock)
-            yield from self._flush_steps()
-        except BaseException:
-            self._failed = True
-            raise
-        self.superblock = superblock
-        self._rest_on(writer, [*old_log, *dead])
-
-    def _rest_on(self, writer: CheckpointWriter, unused: Sequence[int]) -> None:
-        """Goes over to the new tables, and makes free what nothing leads to any more: the segments
-        `unused` and those of older tables."""
-        tables = Tables(self.device, self.geometry, self.space.count, writer.head)
-        self.state = self.state.rebased(tables, self._changed, self._renamed)
-        needed = {id(snapshot.state.base) for snapshot in self._snapshots}
-        kept = [old for old in self._tables if id(old) in needed]
-        freed = [run for old in self._tables if old not in kept for run in old.head.runs]
-        self._tables = [*kept, tables]
-        self._live_bytes = sum(self.space.live)
-        self.settle()
-        self.space.release([*unused, *freed])
-        enough = max(self._live_bytes, self._dead_left) + DEAD_BYTES_MIN
-        self._is_cleaning_due = self.space.grows and self.space.dead_bytes > enough
+    def clean(self) -> None:
+        """Moves live data out of the segments with the least of it, and reclaims nothing yet."""
+        self._check_may_wait()
+        self.upkeep.clean()
 
     # State ---------------------------------------------------------------------------------------
 
@@ -786,8 +475,7 @@ class Engine:
         self._check_open()
         if not self._writable:
             raise ReadOnly("the volume is open for reading")
-        if self._failed:
-            raise StorageIOError(_FAILED)
+        self.writer.check()
 
 
 def _nobody_reads() -> None:

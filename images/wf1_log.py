@@ -43,16 +43,6 @@ from capstore.schema.errors import Corrupt
 _KEY_BYTES: Final = 8
 
 
-def add_change(tables: Encoder, change: Change) -> None:
-    """Adds `change` to the tables of a frame."""
-    for node, extents in change.nodes:
-        tables.node(node, len(tables.extents), len(extents))
-        for extent in extents:
-            tables.extent(extent)
-    for directory, name, number in change.names:
-        tables.entry(directory, name, number)
-
-
 def change_bytes(change: Change) -> int:
     """How much of a frame `change` takes."""
     size = 0
@@ -61,6 +51,44 @@ def change_bytes(change: Change) -> int:
     for _, name, _ in change.names:
         size += WF1_ENTRY.size + len(name.encode())
     return size
+
+
+class PendingFrame:
+    """Changes that wait for the next frame, which holds them as one.
+
+    Of the records of one directory the last says it all, and so only that is kept: there is one for
+    each name that comes or goes.
+    """
+
+    def __init__(self) -> None:
+        # What it takes in a frame at most.
+        self.size = 0
+        self._nodes: list[NodeChange] = []
+        self._names: list[NameChange] = []
+        self._directories: dict[int, int] = {}
+
+    def add(self, change: Change, size: int) -> None:
+        """Adds a change of `change_bytes` `size`."""
+        self.size += size
+        for item in change.nodes:
+            if item.node.is_directory:
+                at = self._directories.setdefault(item.node.id, len(self._nodes))
+                if at < len(self._nodes):
+                    self._nodes[at] = item
+                    continue
+            self._nodes.append(item)
+        self._names.extend(change.names)
+
+    def encoded(self) -> Encoder:
+        """The tables of the frame."""
+        tables = Encoder()
+        for node, extents in self._nodes:
+            tables.node(node, len(tables.extents), len(extents))
+            for extent in extents:
+                tables.extent(extent)
+        for directory, name, number in self._names:
+            tables.entry(directory, name, number)
+        return tables
 
 
 def frame_bytes(tables: Encoder, **header: int) -> bytes:

@@ -14,10 +14,11 @@ from capstore.images import wf1
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES
 from capstore.images.wf1_checkpoint import CheckpointWriter
-from capstore.images.wf1_engine import Clock, Engine, Entropy
+from capstore.images.wf1_engine import Clock, Engine
 from capstore.images.wf1_recovery import recover
 from capstore.images.wf1_space import LOG, Space
 from capstore.images.wf1_state import Change, Counts, EmptyBase, Node, NodeChange, State
+from capstore.images.wf1_writer import Entropy
 from capstore.schema.nodes import Provenance
 
 _ID_BYTES = 16

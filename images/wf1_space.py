@@ -65,7 +65,10 @@ class Space:
         """A free segment, for `use`.  Raises `NoSpace`."""
         if not self._free:
             self.grow(1)
-        segment = heapq.heappop(self._free)
+        segment = self._free[0]
+        # Others may have filled the disk meanwhile, and the image may have holes.
+        self._device.reserve(self.geometry.start(segment), self.geometry.segment_bytes)
+        heapq.heappop(self._free)
         self.use[segment] = use
         self.live[segment] = 0
         return segment
@@ -80,11 +83,21 @@ class Space:
         count = self.count + more
         if count > self.geometry.count_max:
             raise NoSpace("the volume has as many segments as there can be")
-        self._device.resize(self.geometry.start(count))
+        self._lengthen(self.geometry.start(count))
         for number in range(self.count, count):
             heapq.heappush(self._free, number)
         self.use.extend(bytes(more))
         self.live.extend([0] * more)
+
+    def _lengthen(self, new: int) -> None:
+        """Makes the image longer, on a disk that has room for it."""
+        old = self._device.size()
+        self._device.resize(new)
+        try:
+            self._device.reserve(old, max(0, new - old))
+        except NoSpace:
+            self._device.resize(old)
+            raise
 
     def release(self, segments: Iterable[int]) -> None:
         """Makes segments free."""

@@ -123,8 +123,7 @@ class Effect(NamedTuple):
     lost: Sequence[Extent]
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(NamedTuple):
     """What the tables of a checkpoint of this state would hold; `heap` in bytes."""
 
     nodes: int = 0
@@ -215,14 +214,7 @@ class State:
             next_node = max(next_node, item.node.id + 1)
             changes_so_far = max(changes_so_far, item.node.version)
         names = self._renamed(change.names, counts)
-        state = replace(
-            self,
-            nodes=nodes.finish(),
-            names=names,
-            counts=counts.finish(),
-            next_node=next_node,
-            changes=changes_so_far,
-        )
+        state = State(self.base, counts.finish(), next_node, changes_so_far, nodes.finish(), names)
         return state, Effect(gained, lost)
 
     def _changed(self, before: Node | None, item: NodeChange) -> tuple[Node | None, Replaced]:

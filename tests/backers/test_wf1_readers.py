@@ -14,7 +14,7 @@ import pytest
 
 from capstore.backers.node import DirectoryNode, FileNode, OpenFlags
 from capstore.backers.wf1_readers import Readers
-from capstore.images import wf1_base, wf1_engine
+from capstore.images import wf1_base, wf1_upkeep
 from capstore.images.devices import MemoryDevice
 from capstore.images.wf1_clean import Cleaner
 from capstore.images.wf1_engine import Engine
@@ -89,7 +89,10 @@ async def test_no_segment_is_made_free_under_a_reader(look: str) -> None:
     file = await volume.root.open("f")
     number = (await file.stat()).node_id
     # What is cached would not be waited for.
-    engine._tables[-1]._pages.clear()
+    tables = engine.upkeep._tables[-1]
+    tables._pages.clear()
+    for cache in (tables._entries, tables._ids, tables._nodes):
+        cache._found.clear()
 
     def change(engine: Engine) -> None:
         engine.write(number, 0, b"new" * 1000)
@@ -139,20 +142,20 @@ async def test_a_checkpoint_beside_operations_holds_nobody_up() -> None:
     device.flush_gate.clear()
 
     def begin(engine: Engine) -> None:
-        engine._work = engine._checkpoint_steps()
+        engine.upkeep._work = engine.upkeep.checkpoint_steps()
 
-    generation = engine.superblock.generation
+    generation = engine.writer.superblock.generation
     await volume.change(begin)
     await until(device.waiting.is_set)
     async with asyncio.timeout(10):
         for number in range(10):
             await replace_content(volume.root, f"{number}", b"beside a checkpoint")
     assert engine.has_work
-    assert engine.superblock.generation == generation
+    assert engine.writer.superblock.generation == generation
     device.flush_gate.set()
     # And it comes to its end when nobody does anything.
     await until(lambda: not engine.has_work)
-    assert engine.superblock.generation == generation + 1
+    assert engine.writer.superblock.generation == generation + 1
     await volume.close()
 
 
@@ -235,16 +238,17 @@ async def test_readers_see_whole_contents(
 ) -> None:
     # So little is cached that tables are read again and again.
     monkeypatch.setattr(wf1_base, "CACHED_PAGES_MAX", 3)
+    monkeypatch.setattr(wf1_base, "CACHED_RECORDS_MAX", 3)
     for name, value in (
         ("LOG_BYTES_MIN", 8 * KIB),
         ("DATA_BYTES_MIN", 256 * KIB),
         ("DEAD_BYTES_MIN", MIB // 2),
     ):
-        monkeypatch.setattr(wf1_engine, name, value)
+        monkeypatch.setattr(wf1_upkeep, name, value)
     device = formatted(size)
     volume = await over(device if at_hand else GatedDevice(device))
     cleaned = _counting(monkeypatch)
-    generation = volume._engine.superblock.generation
+    generation = volume._engine.writer.superblock.generation
     end = time.monotonic() + 0.7
 
     def is_over() -> bool:
@@ -256,7 +260,7 @@ async def test_readers_see_whole_contents(
         readers = [group.create_task(_read(root, is_over)) for _ in range(3)]
         group.create_task(_snapshots(root, is_over))
     assert min(task.result() for task in (*writers, *readers)) > 5
-    assert volume._engine.superblock.generation > generation + 3
+    assert volume._engine.writer.superblock.generation > generation + 3
     # A small region is cleaned when it is full, which snapshots see to now and then.
     assert cleaned or size
     before = await tree_of(root)
@@ -276,13 +280,13 @@ def _counting(monkeypatch: pytest.MonkeyPatch) -> list[Cleaner]:
             super().__init__(engine, room)
             made.append(self)
 
-    monkeypatch.setattr(wf1_engine, "Cleaner", Counted)
+    monkeypatch.setattr(wf1_upkeep, "Cleaner", Counted)
     return made
 
 
 async def test_a_growing_volume_is_cleaned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wf1_engine, "DEAD_BYTES_MIN", 4 * MIB)
-    monkeypatch.setattr(wf1_engine, "DATA_BYTES_MIN", 4 * MIB)
+    monkeypatch.setattr(wf1_upkeep, "DEAD_BYTES_MIN", 4 * MIB)
+    monkeypatch.setattr(wf1_upkeep, "DATA_BYTES_MIN", 4 * MIB)
     device = formatted()
     volume = await over(device)
     # Files that stay lie between such that go, so that no segment is free by itself.

@@ -199,7 +199,7 @@ def test_what_dies_during_a_checkpoint_is_not_reused_behind_it(
     engine.sync()
     engine.checkpoint()
     # As `work` does, but step by step.
-    steps = engine._checkpoint_steps()
+    steps = engine.upkeep.checkpoint_steps()
     next(steps)
     engine.remove(wf1.ROOT, "durable")
     for _ in steps:

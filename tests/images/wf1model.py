@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from capstore.images import wf1
 from capstore.images.devices import MemoryDevice
-from capstore.images.wf1_engine import Engine, Snapshot
+from capstore.images.wf1_engine import Engine
 from capstore.images.wf1_open import format_wf1, open_wf1
 from capstore.images.wf1_state import GONE, State
+from capstore.images.wf1_upkeep import Snapshot
 from capstore.images.wf1_verify import verify
 from capstore.schema.errors import (
     AlreadyExists,

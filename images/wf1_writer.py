@@ -1,0 +1,287 @@
+"""What a CAPOSWF1 engine writes while it is open: units of data, frames of the log, superblocks.
+
+Invariants:
+
+* Data is on the device before a frame that refers to it: short units wait in memory until the next
+  frame, next to each other, and are written at once; whoever reads them meanwhile is given them
+  from there (`read_unit`, in any thread).
+* One flush is under way at a time: of two at once, the kernel would tell only one that it failed.
+* After a failed write or flush nobody can say what is on the device: every later change and sync is
+  `StorageIOError`.  Reading goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Final
+
+from capstore.images import wf1
+from capstore.images.checksums import crc32c
+from capstore.images.device import BlockDevice
+from capstore.images.records import BLOCK_BYTES, WF1_FRAME, blocks_of
+from capstore.images.wf1_base import read_at_hand
+from capstore.images.wf1_codec import Encoder
+from capstore.images.wf1_content import Extent
+from capstore.images.wf1_log import PendingFrame, frame_blocks_bytes, frame_bytes
+from capstore.images.wf1_recovery import Recovered
+from capstore.images.wf1_space import DATA, LOG
+from capstore.images.wf1_state import Change
+from capstore.schema.errors import Corrupt, NoSpace, StorageIOError, TooLarge
+from capstore.schema.limits import KIB, MIB
+from capstore.schema.nodes import Buffer
+
+# Random bytes, so many as asked for.
+Entropy = Callable[[int], bytes]
+
+# A frame is written when so much is pending.
+PENDING_BYTES_MAX: Final = 128 * KIB
+# Units that are shorter than this wait for others, until so much waits.
+SHORT_BYTES_MAX: Final = 32 * KIB
+WAITING_BYTES_MAX: Final = 1 * MIB
+_KEY_BYTES: Final = 8
+# How far a new life is ahead of the last: frames of the last cannot be of its checkpoints' epochs.
+# An odd number, since superblocks alternate.
+_LIFE_GENERATIONS: Final = 3
+_FAILED: Final = "an earlier write or flush failed: open the volume again"
+
+
+class Writer:
+    """The places where a volume is written; `log_segments` and `log_bytes` are those of the log
+    since the last checkpoint, `data_bytes` is what was written of data since then."""
+
+    def __init__(self, device: BlockDevice, recovered: Recovered) -> None:
+        self.device = device
+        self.superblock = recovered.superblock
+        self.space = recovered.space
+        self.position = recovered.position
+        self.durable = recovered.position.sequence - 1
+        self.failed = False
+        self.log_segments = list(recovered.log_segments)
+        self.log_bytes = recovered.log_bytes
+        self.data_bytes = 0
+        self.data_segment = -1
+        self._geometry = recovered.space.geometry
+        self._data_at = self._geometry.segment_bytes
+        self._pending = PendingFrame()
+        # Units by their blocks, which lie one behind the other.
+        self._waiting: dict[int, bytes] = {}
+        self._waiting_bytes = 0
+        self._flushing = threading.Lock()
+        # Whether somebody else calls `flush` when `waits_for_flush` says so: then checkpoints wait
+        # for that, instead of holding up operations.
+        self.patient = False
+        self.waits_for_flush = False
+        self._flushes_begun = self._flushes_ended = 0
+
+    def check(self) -> None:
+        """Raises `StorageIOError` after a failure."""
+        if self.failed:
+            raise StorageIOError(_FAILED)
+
+    # Changes -------------------------------------------------------------------------------------
+
+    def frame_bytes_max(self) -> int:
+        """What the tables of one frame may take: a frame, and behind it the one that goes on."""
+        room = self._geometry.segment_bytes - BLOCK_BYTES - WF1_FRAME.size
+        return min(room, 4 * PENDING_BYTES_MAX)
+
+    def check_change(self, change_bytes: int) -> None:
+        """Raises `TooLarge` for a change that no frame holds."""
+        if change_bytes > self.frame_bytes_max():
+            raise TooLarge("the change is more than one frame holds")
+
+    def has_at_hand(self, data_bytes: int, change_bytes: int) -> bool:
+        """Whether so much data, in whole blocks, and a change can be taken in without writing."""
+        return (
+            self._pending.size + change_bytes < PENDING_BYTES_MAX
+            and self._waiting_bytes + data_bytes <= WAITING_BYTES_MAX
+            and self._data_at + data_bytes <= self._geometry.segment_bytes
+        )
+
+    def make_way(self, change_bytes: int) -> None:
+        """Writes the frame that is pending if a change does not go into it any more."""
+        if self._pending.size + change_bytes > self.frame_bytes_max():
+            self.write_frame()
+
+    def add(self, change: Change, change_bytes: int) -> None:
+        """Adds a change to the frame that is pending, and writes that when it is long."""
+        self._pending.add(change, change_bytes)
+        if self._pending.size >= PENDING_BYTES_MAX:
+            self.write_frame()
+
+    # Data ----------------------------------------------------------------------------------------
+
+    def put_data(self, offset: int, data: Buffer) -> Extent:
+        """Writes a unit of data; the extent that puts it at `offset` of a file.
+
+        Raises `NoSpace`, with nothing changed but where the next unit goes."""
+        size = blocks_of(len(data)) * BLOCK_BYTES
+        if self._data_at + size > self._geometry.segment_bytes:
+            self.write_data()
+            self.data_segment = self.space.allocate(DATA)
+            self._data_at = 0
+        at = self._geometry.start(self.data_segment) + self._data_at
+        if size < SHORT_BYTES_MAX:
+            raw: Buffer = self._keep(at, bytes(data), size)
+        else:
+            raw = self._write_unit(at, data, size)
+        self._data_at += size
+        self.data_bytes += size
+        return Extent(offset, len(data), at // BLOCK_BYTES, 0, len(data), crc32c(raw))
+
+    def _keep(self, at: int, raw: bytes, size: int) -> bytes:
+        """Has a short unit wait for others."""
+        if self._waiting_bytes + size > WAITING_BYTES_MAX:
+            self.write_data()
+        self._waiting[at // BLOCK_BYTES] = raw
+        self._waiting_bytes += size
+        return raw
+
+    def _write_unit(self, at: int, data: Buffer, size: int) -> Buffer:
+        self.write_data()
+        raw = data if len(data) == size else bytes(data)
+        try:
+            self.device.write(at, raw if len(raw) == size else bytes(raw).ljust(size, b"\0"))
+        except NoSpace:
+            raise
+        except BaseException:
+            self.failed = True
+            raise
+        return raw
+
+    def write_data(self) -> None:
+        """Writes the units that wait."""
+        if not self._waiting:
+            return
+        pieces = [
+            raw.ljust(blocks_of(len(raw)) * BLOCK_BYTES, b"\0") for raw in self._waiting.values()
+        ]
+        self._write(next(iter(self._waiting)) * BLOCK_BYTES, b"".join(pieces))
+        # Whoever does not find a unit here any more finds it on the device.
+        self._waiting, self._waiting_bytes = {}, 0
+
+    def read_unit(self, extent: Extent, view: memoryview) -> None:
+        """Fills `view` with the whole unit of an extent.  Raises `Corrupt`; see `read_at_hand`."""
+        waiting = self._waiting.get(extent.lba)
+        if waiting is not None:
+            view[:] = waiting
+            return
+        at = extent.lba * BLOCK_BYTES
+        read_at_hand(self.device, at, view)
+        if crc32c(view) != extent.sum:
+            raise Corrupt(f"data at offset {at} has a wrong checksum")
+
+    # Frames --------------------------------------------------------------------------------------
+
+    def write_frame(self) -> None:
+        """Writes what waits and what is pending."""
+        self.write_data()
+        if not self._pending.size:
+            return
+        tables = self._pending.encoded()
+        size = frame_blocks_bytes(tables)
+        if self.position.offset + size > self._geometry.segment_bytes - BLOCK_BYTES:
+            self._go_on_elsewhere()
+        self._put_frame(tables, next_lba=0)
+        self._pending = PendingFrame()
+
+    def commit(self) -> int:
+        """Writes everything; returns the sequence of the last frame.
+
+        `flush` with that, begun behind this, makes it durable.
+        """
+        self.write_frame()
+        return self.position.sequence - 1
+
+    def _go_on_elsewhere(self) -> None:
+        """Goes on with the log in another segment, and says so at the end of this one."""
+        segment = self.space.allocate(LOG)
+        self._put_frame(Encoder(), next_lba=self._geometry.lba(segment))
+        self.position = replace(self.position, segment=segment, offset=0)
+        self.log_segments.append(segment)
+
+    def _put_frame(self, tables: Encoder, *, next_lba: int) -> None:
+        position = self.position
+        raw = frame_bytes(
+            tables,
+            key=self.superblock.log_key,
+            epoch=self.superblock.generation,
+            sequence=position.sequence,
+            durable=self.durable,
+            next=next_lba,
+        )
+        self._write(self._geometry.start(position.segment) + position.offset, raw)
+        self.log_bytes += len(raw)
+        self.position = replace(
+            position,
+            offset=position.offset + len(raw),
+            sequence=position.sequence + 1,
+            epoch=self.superblock.generation,
+        )
+
+    def _write(self, offset: int, data: bytes) -> None:
+        try:
+            self.device.write(offset, data)
+        except BaseException:
+            self.failed = True
+            raise
+
+    # Superblocks ---------------------------------------------------------------------------------
+
+    def begin_life(self, entropy: Entropy) -> None:
+        """A new generation: frames of this life are told from those of earlier ones by it."""
+        key = self.superblock.log_key
+        if self.position.sequence == self.superblock.log_sequence:
+            # There is no frame that carries the old one.
+            key = int.from_bytes(entropy(_KEY_BYTES), "little")
+        superblock = replace(
+            self.superblock,
+            generation=self.superblock.generation + _LIFE_GENERATIONS,
+            log_key=key,
+            durable=self.durable,
+        )
+        self.write_superblock(superblock)
+        self.flush()
+        self.superblock = superblock
+
+    def write_superblock(self, superblock: wf1.Superblock) -> None:
+        """Writes one in the place of the older of the two."""
+        try:
+            wf1.write_superblock(self.device, superblock)
+        except BaseException:
+            self.failed = True
+            raise
+
+    # Making it durable ---------------------------------------------------------------------------
+
+    def flush(self, sequence: int = 0) -> None:
+        """Flushes the device, which makes the frames up to `sequence` durable that were written
+        before.  In any thread, also beside operations.  Raises `StorageIOError`, for good."""
+        with self._flushing:
+            self.check()
+            self._flushes_begun += 1
+            try:
+                self.device.flush()
+            except BaseException:
+                self.failed = True
+                raise
+            self._flushes_ended = self._flushes_begun
+            self.durable = max(self.durable, sequence)
+
+    def flush_steps(self, is_in_a_hurry: Callable[[], bool]) -> Iterator[None]:
+        """A flush that begins behind this; one by somebody else where there is time for that."""
+        begun = self._flushes_begun
+        self.waits_for_flush = self.patient
+        while self.patient and not is_in_a_hurry() and self._flushes_ended <= begun:
+            self.check()
+            yield
+        self.waits_for_flush = False
+        if self._flushes_ended <= begun:
+            self.flush()
+
+    def flushed(self, sequence: int) -> None:
+        """The frames up to `sequence` are durable, by a flush of the device itself."""
+        with self._flushing:
+            self.durable = max(self.durable, sequence)
