@@ -136,6 +136,15 @@ class Record:
             raise Corrupt(f"{what} at offset {offset} has a wrong checksum")
         return self._tuple._make(self._struct.unpack(raw))
 
+    def unpack_all(self, data: bytes, what: str, offset: int = 0) -> list[Any]:
+        """The records that `data`, a whole number of them, consists of; raises as `unpack`."""
+        rows = [self._tuple._make(row) for row in self._struct.iter_unpack(data)]
+        body = self.size - 4
+        for at, row in zip(range(0, len(data), self.size), rows, strict=True):
+            if crc32c(data[at : at + body]) != row[-1]:
+                raise Corrupt(f"{what} at offset {offset + at} has a wrong checksum")
+        return rows
+
     def view(self, data: Buffer, offset: int = 0) -> Any:
         """The record at `offset` of `data`, whose seal was checked before."""
         return self._tuple._make(self._struct.unpack_from(data, offset))

@@ -219,6 +219,7 @@ class Tables:
         self._lock = threading.Lock()
         self._entries = _Cache[tuple[int, int], tuple[str, int]]()
         self._ids = _Cache[int, int]()
+        self._ranges = _Cache[int, tuple[int, int]]()
         self._nodes = _Cache[int, Node]()
         self._nodes_at, self._entries_at, self._extents_at, self._heap_at = head.starts
 
@@ -346,6 +347,10 @@ class Tables:
         return decoded_name(raw, record.nameSum, where), int(record.node)
 
     def _range(self, directory: int) -> tuple[int, int]:
+        found = self._ranges.get(directory)
+        return found or self._ranges.keep(directory, self._find_range(directory))
+
+    def _find_range(self, directory: int) -> tuple[int, int]:
         record = self._node_record(directory)
         if record is None or record.kind != wf1.DIRECTORY:
             return 0, 0

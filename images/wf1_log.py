@@ -28,6 +28,7 @@ from capstore.images.records import (
     WF1_EXTENT,
     WF1_FRAME,
     WF1_NODE,
+    Record,
     blocks_of,
 )
 from capstore.images.wf1_codec import (
@@ -257,18 +258,11 @@ def decoded(frame: Frame, geometry: wf1.Geometry, segments: int) -> Change:
     heap_at = extents_at + header.extentCount * WF1_EXTENT.size
     heap = payload[heap_at:]
     extents = [
-        extent_of(
-            WF1_EXTENT.unpack(payload[o : o + WF1_EXTENT.size], "an extent", at + o),
-            at + o,
-            geometry,
-            segments,
-        )
-        for o in range(extents_at, heap_at, WF1_EXTENT.size)
+        extent_of(record, where, geometry, segments)
+        for where, record in _records(WF1_EXTENT, payload[extents_at:heap_at], at + extents_at)
     ]
     nodes = []
-    for offset in range(0, entries_at, WF1_NODE.size):
-        where = at + offset
-        record = WF1_NODE.unpack(payload[offset : offset + WF1_NODE.size], "a node", where)
+    for where, record in _records(WF1_NODE, payload[:entries_at], at):
         node = node_of(record, heap, where)
         mine: Sequence[Any] = ()
         if node.kind == wf1.FILE:
@@ -278,10 +272,14 @@ def decoded(frame: Frame, geometry: wf1.Geometry, segments: int) -> Change:
             check_extents(mine, node.size, f"node {node.id} at offset {where}")
         nodes.append(NodeChange(node, mine))
     names = []
-    for offset in range(entries_at, extents_at, WF1_ENTRY.size):
-        where = at + offset
-        record = WF1_ENTRY.unpack(payload[offset : offset + WF1_ENTRY.size], "an entry", where)
+    for where, record in _records(WF1_ENTRY, payload[entries_at:extents_at], at + entries_at):
         raw = heap[record.nameAt : record.nameAt + record.nameBytes]
         name = decoded_name(raw, record.nameSum, f"the entry at offset {where}")
         names.append(NameChange(record.directory, name, record.node))
     return Change(nodes, names)
+
+
+def _records(record: Record, table: bytes, at: int) -> Iterator[tuple[int, Any]]:
+    """The records of a table that begins at `at` of the image, each with its offset."""
+    rows = record.unpack_all(table, record.name, at)
+    return zip(range(at, at + len(table), record.size), rows, strict=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from capstore.images import wf1
 from capstore.images.checksums import crc32c
+from capstore.images.collecting import collection_paused
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES
 from capstore.images.wf1_base import Tables, read_head
@@ -47,6 +48,11 @@ class Recovered:
 
 def recover(device: BlockDevice) -> Recovered:
     """Finds the state.  Raises `Corrupt`, `Unsupported`, and what the device raises."""
+    with collection_paused():
+        return _recover(device)
+
+
+def _recover(device: BlockDevice) -> Recovered:
     superblock = wf1.read_superblock(device)
     geometry = wf1.Geometry(superblock.segment_blocks * BLOCK_BYTES)
     grows = not superblock.region_blocks

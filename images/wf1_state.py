@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, Protocol
 
-from immutables import Map
+from immutables import Map, MapMutation
 
 from capstore.images import wf1
 from capstore.images.records import Record
@@ -35,6 +35,7 @@ from capstore.schema.nodes import Provenance
 
 GONE: Final = 0
 _NO_NODES: Final[Map[int, Node | None]] = Map()
+_NO_CHANGES: Final[Map[str, int]] = Map()
 _NO_NAMES: Final[Map[int, Map[str, int]]] = Map()
 
 
@@ -224,6 +225,8 @@ class State:
             lost = list(gone)
             return None, Replaced(EMPTY, lost, -len(lost))
         if before is None:
+            if not item.extents:
+                return node._replace(content=EMPTY), Replaced(EMPTY, (), 0)
             return self._overlay(node, EMPTY, (), 0, item.extents)
         if not item.extents and node.size >= before.size:
             return node._replace(content=before.content), Replaced(EMPTY, (), 0)
@@ -244,13 +247,18 @@ class State:
         )
 
     def _renamed(self, changes: Sequence[NameChange], counts: _Counting) -> Map[int, Map[str, int]]:
-        names = self.names
+        changed: dict[int, MapMutation[str, int]] = {}
         for directory, name, node in changes:
-            changed = names.get(directory)
-            known = changed.get(name) if changed is not None else None
+            mine = changed.get(directory)
+            if mine is None:
+                mine = changed[directory] = self.names.get(directory, _NO_CHANGES).mutate()
+            known = mine.get(name)
             before = self.base.child(directory, name) if known is None else known
             counts.name(name, before, node)
-            names = names.set(directory, (changed or Map()).set(name, node))
+            mine[name] = node
+        names = self.names
+        for directory, mine in changed.items():
+            names = names.set(directory, mine.finish())
         return names
 
     def with_own_content(self, nodes: Sequence[Node]) -> State:

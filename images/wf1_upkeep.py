@@ -27,8 +27,10 @@ from capstore.schema.limits import KIB, MIB
 if TYPE_CHECKING:
     from capstore.images.wf1_engine import Engine
 
-# The log since the checkpoint is at most about so long, or half of the checkpoint if that is more.
+# The log since the checkpoint is at most about half as long as that, within these bounds: a longer
+# one costs the next opening more time, a shorter one more checkpoints.
 LOG_BYTES_MIN: Final = 4 * MIB
+LOG_BYTES_MAX: Final = 32 * MIB
 # And so much data is written, or what is live if that is more: what it replaced is free behind it.
 DATA_BYTES_MIN: Final = 64 * MIB
 # A volume that grows is cleaned when so much more of it is dead than live, a part at a time.
@@ -204,7 +206,8 @@ class Upkeep:
 
     def _set_limits(self) -> None:
         """Until when the checkpoint that the state rests on will do."""
-        self._log_max = max(LOG_BYTES_MIN, self._tables[-1].head.length // 2)
+        half = self._tables[-1].head.length // 2
+        self._log_max = max(LOG_BYTES_MIN, min(LOG_BYTES_MAX, half))
         self._data_max = max(DATA_BYTES_MIN, self._live_bytes)
         if not self._space.grows:
             # In a small region neither takes more than an eighth of it.

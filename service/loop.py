@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import capnp
+
+from capstore.images.collecting import collection_paused, is_collection_wanted
 
 _LOOK_SECONDS = 0.2
 
@@ -62,45 +62,15 @@ async def kj_loop_running() -> AsyncIterator[None]:
                 shared.stack = AsyncExitStack()
 
 
-_loops = 0
-_was_enabled = False
-_switching = threading.Lock()
-
-
 @asynccontextmanager
 async def _collecting_here() -> AsyncIterator[None]:
     """While inside, this loop does what automatic garbage collection would do."""
-    _count_loop(1)
-    collector = asyncio.create_task(_collect_when_due())
-    try:
-        yield
-    finally:
-        collector.cancel()
-        _count_loop(-1)
-
-
-def _count_loop(change: int) -> None:
-    """Switches automatic collection off with the first loop, and back with the last."""
-    global _loops, _was_enabled  # noqa: PLW0603 - the collector is the process's, too
-    with _switching:
-        if _loops == 0:
-            _was_enabled = gc.isenabled()
-            gc.disable()
-        _loops += change
-        if _loops == 0 and _was_enabled:
-            gc.enable()
-
-
-def _collect_again_in_child() -> None:
-    """A child made by fork has no loop that would collect for it."""
-    global _loops, _switching  # noqa: PLW0603
-    _switching = threading.Lock()
-    if _loops and _was_enabled:
-        gc.enable()
-    _loops = 0
-
-
-os.register_at_fork(after_in_child=_collect_again_in_child)
+    with collection_paused():
+        collector = asyncio.create_task(_collect_when_due())
+        try:
+            yield
+        finally:
+            collector.cancel()
 
 
 async def _collect_when_due() -> None:
@@ -112,7 +82,7 @@ async def _collect_when_due() -> None:
 def collect_if_due() -> None:
     """Collects the generation that automatic collection would collect now, if any."""
     thresholds, counts = gc.get_threshold(), gc.get_count()
-    if not _was_enabled or not thresholds[0] or counts[0] <= thresholds[0]:
+    if not is_collection_wanted() or not thresholds[0] or counts[0] <= thresholds[0]:
         return
     due = [
         generation

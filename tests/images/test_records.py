@@ -112,6 +112,10 @@ def test_every_flipped_bit_is_noticed(record: Record) -> None:
         with pytest.raises(Corrupt, match="it at offset 7 has a wrong checksum"):
             record.unpack(flipped, "it", 7)
         assert record.unsealed(sealed + flipped + sealed).tolist() == [1]
+        where = f"it at offset {7 + len(sealed)} has a wrong checksum"
+        with pytest.raises(Corrupt, match=where):
+            record.unpack_all(sealed + bytes(flipped) + sealed, "it", 7)
+    assert record.unpack_all(2 * sealed, "it") == 2 * [record.unpack(sealed, "it")]
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
