@@ -95,24 +95,20 @@ class Lane:
 
     def _make(self, loop: asyncio.AbstractEventLoop, trip: _Trip, batch: list[_Call]) -> None:
         """In a worker: makes the calls, and what comes behind them."""
-        done: list[_Outcome] = []
-        left: list[_Outcome] = []
-        for call in batch:
-            outcome = _outcome(call)
-            goes_on = call.behind is not None and outcome[2] is None
-            (left if goes_on else done).append(outcome)
+        done, left = _made(batch)
         # From here on who comes begins the next trip; who has come before has to be seen to.
         trip.is_over = True
         # The loop may be closed, and then nobody waits.
         with suppress(RuntimeError):
             if done or self._waiting:
                 loop.call_soon_threadsafe(self._deliver, loop, done)
-            for call, result, _ in left:
-                loop.call_soon_threadsafe(_settle, _outcome_behind(call, result))
+            while left:
+                loop.call_soon_threadsafe(_settle, _outcome_behind(*left.pop(0)))
 
     def _deliver(self, loop: asyncio.AbstractEventLoop, outcomes: list[_Outcome]) -> None:
-        for outcome in outcomes:
-            _settle(outcome)
+        # The worker has the same list, and may be slow to return: it keeps no results alive.
+        while outcomes:
+            _settle(outcomes.pop(0))
         self._go_on(loop)
 
 
@@ -134,6 +130,18 @@ class _Call(NamedTuple):
 _Outcome = tuple[_Call, Any, BaseException | None]
 
 
+def _made(batch: list[_Call]) -> tuple[list[_Outcome], list[_Outcome]]:
+    """What came of the calls, which `batch` has no more: those done, and those with more to do."""
+    done: list[_Outcome] = []
+    left: list[_Outcome] = []
+    for call in batch:
+        outcome = _outcome(call)
+        goes_on = call.behind is not None and outcome[2] is None
+        (left if goes_on else done).append(outcome)
+    batch.clear()
+    return done, left
+
+
 def _outcome(call: _Call) -> _Outcome:
     try:
         return call, call.function(), None
@@ -141,7 +149,7 @@ def _outcome(call: _Call) -> _Outcome:
         return call, None, error
 
 
-def _outcome_behind(call: _Call, result: Any) -> _Outcome:
+def _outcome_behind(call: _Call, result: Any, _: BaseException | None) -> _Outcome:
     assert call.behind is not None  # noqa: S101 - for whoever reads types
     try:
         call.behind(result)

@@ -48,6 +48,8 @@ CACHED_PAGES_MAX: Final = 4096
 # Records that were decoded lately: a search for a name begins with the same ones each time.
 CACHED_RECORDS_MAX: Final = 32_768
 NUMBER_BYTES: Final = 4
+# So many extents are looked at one by one, through the cache.
+_FEW: Final = 32
 # Guesses before halves: ids that are far from even must not cost more than those.
 _GUESSES_MAX: Final = 6
 
@@ -221,6 +223,8 @@ class Tables:
         self._ids = _Cache[int, int]()
         self._ranges = _Cache[int, tuple[int, int]]()
         self._nodes = _Cache[int, Node]()
+        self._files = _Cache[int, Any]()
+        self._extents = _Cache[int, Extent]()
         self._nodes_at, self._entries_at, self._extents_at, self._heap_at = head.starts
 
     def __repr__(self) -> str:
@@ -394,21 +398,55 @@ class Tables:
             return ()
         return self.extents_of(record)
 
+    def extents_between(self, number: int, start: int, end: int) -> Sequence[Extent]:
+        record = self._files.get(number) or self._node_record(number)
+        if record is None or record.kind != wf1.FILE:
+            return ()
+        self._files.keep(number, record)
+        low, high = self._extent_rows(record)
+        while low < high:
+            middle = (low + high) // 2
+            if self._extent(middle).end <= start:
+                low = middle + 1
+            else:
+                high = middle
+        found: list[Extent] = []
+        for row in range(low, self._extent_rows(record)[1]):
+            extent = self._extent(row)
+            if extent.offset >= end:
+                break
+            found.append(extent)
+        return check_extents(found, record.size, f"node {number}")
+
+    def _extent_rows(self, record: Any) -> tuple[int, int]:
+        """The rows of a file's extents.  Raises `Corrupt`."""
+        end = record.first + record.count
+        if end > self.head.counts.extents:
+            raise Corrupt(f"node {record.id} has extents behind the end of their table")
+        return record.first, end
+
+    def _extent(self, row: int) -> Extent:
+        extent = self._extents.get(row)
+        if extent is None:
+            record = self._record(WF1_EXTENT, self._extents_at, row)
+            extent = self._extents.keep(row, self._decode_extent(record, row))
+        return extent
+
+    def _decode_extent(self, record: Any, row: int) -> Extent:
+        where = self.place(self._extents_at + row * WF1_EXTENT.size)
+        return extent_of(record, where, self._geometry, self._segments)
+
     def extents_of(self, record: Any) -> Sequence[Extent]:
         """The extents of a file's record.  Raises `Corrupt`."""
-        where = f"node {record.id}"
-        if record.first + record.count > self.head.counts.extents:
-            raise Corrupt(f"{where} has extents behind the end of their table")
-        found = [
-            extent_of(
-                self._record(WF1_EXTENT, self._extents_at, row),
-                self.place(self._extents_at + row * WF1_EXTENT.size),
-                self._geometry,
-                self._segments,
-            )
-            for row in range(record.first, record.first + record.count)
-        ]
-        return check_extents(found, record.size, where)
+        low, high = self._extent_rows(record)
+        if high - low <= _FEW:
+            found = [self._extent(row) for row in range(low, high)]
+        else:
+            at = self._extents_at + low * WF1_EXTENT.size
+            raw = self._bytes(at, (high - low) * WF1_EXTENT.size)
+            rows = WF1_EXTENT.unpack_all(raw, WF1_EXTENT.name, self.place(at))
+            found = [self._decode_extent(row, low + n) for n, row in enumerate(rows)]
+        return check_extents(found, record.size, f"node {record.id}")
 
     def records(self) -> Any:
         """The records of all nodes, ascending."""
@@ -453,6 +491,8 @@ class Tables:
         return self._bytes(self._heap_at + at, length)
 
     def _bytes(self, offset: int, length: int) -> bytes:
+        if WITHOUT_WAITING.entered:
+            raise WouldWait
         size, pieces = self._geometry.segment_bytes, []
         while length:
             piece = min(length, size - offset % size)

@@ -37,6 +37,8 @@ class Extent(NamedTuple):
 
     def part(self, start: int, end: int) -> Extent:
         """The part of it from `start` to `end` of the file."""
+        if start == self.offset and end == self.end:
+            return self
         return self._replace(offset=start, length=end - start, skip=self.skip + start - self.offset)
 
 

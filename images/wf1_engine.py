@@ -18,7 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -26,7 +26,7 @@ from capstore.images import wf1, wf1_ops
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES, WF1_EXTENT, WF1_NODE, blocks_of
 from capstore.images.wf1_base import WITHOUT_WAITING, WouldWait
-from capstore.images.wf1_content import Extent, extents_between, pieces_of
+from capstore.images.wf1_content import Extent, pieces_of
 from capstore.images.wf1_log import change_bytes
 from capstore.images.wf1_recovery import Recovered
 from capstore.images.wf1_space import LOG, TABLE
@@ -196,10 +196,7 @@ class Engine:
         self._check_writable()
         pieces = list(pieces_of(offset, len(view)))
         self._make_room_for_data(number, pieces)
-        extents = [
-            self.writer.put_data(at, view[at - offset : at - offset + length])
-            for at, length in pieces
-        ]
+        extents = self.writer.put_pieces(offset, view, pieces)
         # Nothing may be reclaimed in between: nothing refers to the data yet.
         self.perform(wf1_ops.written(self.state, self._clock(), number, extents))
         self._go_on()
@@ -306,25 +303,25 @@ class Engine:
         node = wf1_ops.node_at(state, number)
         got = max(0, min(len(view), node.size - offset))
         at = offset
-        for extent in extents_between(state.content(node), offset, offset + got):
-            if extent.offset > at:
-                view[at - offset : extent.offset - offset] = bytes(extent.offset - at)
-            self._read_extent_into(extent, view[extent.offset - offset : extent.end - offset])
-            at = extent.end
+        for run in _runs(state.extents(node, offset, offset + got)):
+            if run[0].offset > at:
+                view[at - offset : run[0].offset - offset] = bytes(run[0].offset - at)
+            at = run[-1].end
+            self._read_run_into(run, view[run[0].offset - offset : at - offset])
         view[at - offset : got] = bytes(offset + got - at)
         return got
 
     def read_extent(self, extent: Extent) -> memoryview:
         """The bytes of an extent; the whole unit is read, to check it.  Raises `Corrupt`."""
         unit = memoryview(bytearray(extent.stored))
-        self.writer.read_unit(extent, unit)
+        self.writer.read_units((extent,), unit)
         return unit[extent.skip : extent.skip + extent.length]
 
-    def _read_extent_into(self, extent: Extent, view: memoryview) -> None:
-        if extent.length == extent.stored:
-            self.writer.read_unit(extent, view)
+    def _read_run_into(self, run: Sequence[Extent], view: memoryview) -> None:
+        if run[0].length == run[0].stored:
+            self.writer.read_units(run, view)
         else:
-            view[:] = self.read_extent(extent)
+            view[:] = self.read_extent(run[0])
 
     def usage(self) -> Usage:
         """Bytes of the region (a total of 0 for one that grows) and nodes; free is what is, and
@@ -476,6 +473,24 @@ class Engine:
         if not self._writable:
             raise ReadOnly("the volume is open for reading")
         self.writer.check()
+
+
+def _runs(extents: Iterable[Extent]) -> Iterator[list[Extent]]:
+    """The extents in runs that one read gets: whole units, side by side on the device as well as in
+    the file; or a single part of one."""
+    run: list[Extent] = []
+    for extent in extents:
+        if run and not (
+            extent.length == extent.stored
+            and run[-1].length == run[-1].stored
+            and run[-1].end == extent.offset
+            and run[-1].lba * BLOCK_BYTES + run[-1].stored == extent.lba * BLOCK_BYTES
+        ):
+            yield run
+            run = []
+        run.append(extent)
+    if run:
+        yield run
 
 
 def _nobody_reads() -> None:

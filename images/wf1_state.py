@@ -29,6 +29,7 @@ from capstore.images.wf1_content import (
     all_extents,
     chunks_of,
     cut,
+    extents_between,
     overlaid,
 )
 from capstore.schema.nodes import Provenance
@@ -100,6 +101,9 @@ class Base(Protocol):
 
     def content(self, number: int) -> Sequence[Extent]:
         """A file's extents, ascending."""
+
+    def extents_between(self, number: int, start: int, end: int) -> Sequence[Extent]:
+        """Those of a file's extents, ascending, that have bytes from `start` to `end`."""
 
     def records(self) -> Iterator[Any]:
         """The records of all nodes, ascending by their ids."""
@@ -193,6 +197,14 @@ class State:
         if node.content is not None:
             return node.content
         return chunks_of(self.base.content(node.id))
+
+    def extents(self, node: Node, start: int, end: int) -> Iterator[Extent]:
+        """The parts of a file's extents that lie between `start` and `end`, ascending."""
+        if node.content is not None:
+            yield from extents_between(node.content, start, end)
+        elif start < end:
+            for extent in self.base.extents_between(node.id, start, end):
+                yield extent.part(max(start, extent.offset), min(end, extent.end))
 
     # Changing ------------------------------------------------------------------------------------
 
@@ -344,6 +356,9 @@ class EmptyBase:
         return ()
 
     def content(self, number: int) -> Sequence[Extent]:
+        return ()
+
+    def extents_between(self, number: int, start: int, end: int) -> Sequence[Extent]:
         return ()
 
     def records(self) -> Iterator[Any]:

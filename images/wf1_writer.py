@@ -4,7 +4,7 @@ Invariants:
 
 * Data is on the device before a frame that refers to it: short units wait in memory until the next
   frame, next to each other, and are written at once; whoever reads them meanwhile is given them
-  from there (`read_unit`, in any thread).
+  from there (`read_units`, in any thread).
 * One flush is under way at a time: of two at once, the kernel would tell only one that it failed.
 * After a failed write or flush nobody can say what is on the device: every later change and sync is
   `StorageIOError`.  Reading goes on.
@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -67,7 +67,7 @@ class Writer:
         self._pending = PendingFrame()
         # Units by their blocks, which lie one behind the other.
         self._waiting: dict[int, bytes] = {}
-        self._waiting_bytes = 0
+        self._waiting_bytes = self._waiting_end = 0
         self._flushing = threading.Lock()
         # Whether somebody else calls `flush` when `waits_for_flush` says so: then checkpoints wait
         # for that, instead of holding up operations.
@@ -117,39 +117,66 @@ class Writer:
         """Writes a unit of data; the extent that puts it at `offset` of a file.
 
         Raises `NoSpace`, with nothing changed but where the next unit goes."""
-        size = blocks_of(len(data)) * BLOCK_BYTES
+        view = memoryview(data).cast("B")
+        return self.put_pieces(offset, view, ((offset, len(view)),))[0]
+
+    def put_pieces(
+        self, offset: int, view: memoryview, pieces: Sequence[tuple[int, int]]
+    ) -> list[Extent]:
+        """Writes `view`, which lies at `offset` of a file, in units: `pieces` of that file, each a
+        start and a length.  Returns their extents; raises as `put_data`."""
+        extents: list[Extent] = []
+        # Long units that lie side by side are one write: where it begins, and which part of `view`.
+        place, begin, end = 0, 0, 0
+        for start, length in pieces:
+            at = self._room_for(length)
+            piece = view[start - offset : start - offset + length]
+            if length < SHORT_BYTES_MAX:
+                kept = bytes(piece)
+                self._keep(at, kept)
+                checksum = crc32c(kept)
+            else:
+                checksum = crc32c(piece)
+                if begin == end or place + end - begin != at or start - offset != end:
+                    self._write_units(place, view[begin:end])
+                    place, begin = at, start - offset
+                end = start - offset + length
+            extents.append(Extent(start, length, at // BLOCK_BYTES, 0, length, checksum))
+        self._write_units(place, view[begin:end])
+        return extents
+
+    def _room_for(self, length: int) -> int:
+        """Where the next unit goes, as an offset of the image."""
+        size = blocks_of(length) * BLOCK_BYTES
         if self._data_at + size > self._geometry.segment_bytes:
             self.write_data()
             self.data_segment = self.space.allocate(DATA)
             self._data_at = 0
         at = self._geometry.start(self.data_segment) + self._data_at
-        if size < SHORT_BYTES_MAX:
-            raw: Buffer = self._keep(at, bytes(data), size)
-        else:
-            raw = self._write_unit(at, data, size)
         self._data_at += size
         self.data_bytes += size
-        return Extent(offset, len(data), at // BLOCK_BYTES, 0, len(data), crc32c(raw))
+        return at
 
-    def _keep(self, at: int, raw: bytes, size: int) -> bytes:
+    def _keep(self, at: int, raw: bytes) -> None:
         """Has a short unit wait for others."""
-        if self._waiting_bytes + size > WAITING_BYTES_MAX:
+        size = blocks_of(len(raw)) * BLOCK_BYTES
+        if self._waiting_bytes + size > WAITING_BYTES_MAX or at != self._waiting_end:
             self.write_data()
         self._waiting[at // BLOCK_BYTES] = raw
         self._waiting_bytes += size
-        return raw
+        self._waiting_end = at + size
 
-    def _write_unit(self, at: int, data: Buffer, size: int) -> Buffer:
-        self.write_data()
-        raw = data if len(data) == size else bytes(data)
+    def _write_units(self, at: int, data: memoryview) -> None:
+        if not data:
+            return
+        padding = -len(data) % BLOCK_BYTES
         try:
-            self.device.write(at, raw if len(raw) == size else bytes(raw).ljust(size, b"\0"))
+            self.device.write(at, bytes(data) + bytes(padding) if padding else data)
         except NoSpace:
             raise
         except BaseException:
             self.failed = True
             raise
-        return raw
 
     def write_data(self) -> None:
         """Writes the units that wait."""
@@ -162,16 +189,25 @@ class Writer:
         # Whoever does not find a unit here any more finds it on the device.
         self._waiting, self._waiting_bytes = {}, 0
 
-    def read_unit(self, extent: Extent, view: memoryview) -> None:
-        """Fills `view` with the whole unit of an extent.  Raises `Corrupt`; see `read_at_hand`."""
-        waiting = self._waiting.get(extent.lba)
-        if waiting is not None:
-            view[:] = waiting
-            return
-        at = extent.lba * BLOCK_BYTES
-        read_at_hand(self.device, at, view)
-        if crc32c(view) != extent.sum:
-            raise Corrupt(f"data at offset {at} has a wrong checksum")
+    def read_units(self, extents: Sequence[Extent], view: memoryview) -> None:
+        """Fills `view` with the whole units of extents, which lie side by side on the device.
+
+        Raises `Corrupt`; see `read_at_hand`."""
+        # Those that do not wait are on the device, whatever is written meanwhile.
+        waiting = [self._waiting.get(extent.lba) for extent in extents]
+        if waiting[0] is None and not any(waiting):
+            read_at_hand(self.device, extents[0].lba * BLOCK_BYTES, view)
+        at = 0
+        for extent, raw in zip(extents, waiting, strict=True):
+            unit = view[at : at + extent.stored]
+            if raw is not None:
+                unit[:] = raw
+            elif any(waiting):
+                read_at_hand(self.device, extent.lba * BLOCK_BYTES, unit)
+            if crc32c(unit) != extent.sum:
+                offset = extent.lba * BLOCK_BYTES
+                raise Corrupt(f"data at offset {offset} has a wrong checksum")
+            at += extent.stored
 
     # Frames --------------------------------------------------------------------------------------
 

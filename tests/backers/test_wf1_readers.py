@@ -91,7 +91,7 @@ async def test_no_segment_is_made_free_under_a_reader(look: str) -> None:
     # What is cached would not be waited for.
     tables = engine.upkeep._tables[-1]
     tables._pages.clear()
-    for cache in (tables._entries, tables._ids, tables._nodes, tables._ranges):
+    for cache in (tables._entries, tables._ids, tables._nodes, tables._ranges, tables._files):
         cache._found.clear()
 
     def change(engine: Engine) -> None:
