@@ -47,6 +47,14 @@ class Limit:
     ms_max: float
 
 
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """The most that the detail `measure` may come to, in any round."""
+
+    measure: str
+    most: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """What every case has; a figure is in units (of `unit`) per second, so more is faster.
@@ -59,6 +67,7 @@ class Case:
     unit: str
     goal: Goal | Limit | None = None
     rounds_max: int | None = None
+    ceilings: tuple[Ceiling, ...] = ()
 
     def rounds(self, wanted: int) -> int:
         """How many rounds are run where `wanted` are asked for."""

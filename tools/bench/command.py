@@ -14,17 +14,23 @@ this costs nothing: what measures is imported when it is asked for.
 
   * ``name``, ``what`` (a line for people) and ``unit``: what is counted, and ``/s``, so that more
     is always faster (``calls``, ``bytes``, ``entries``, ``files``, ``members``, ``reads``,
-    ``lookups``, ``opens``);
+    ``lookups``, ``opens``, ``writes``, ``rounds``);
   * ``figures``: by contestant a spread, in ``unit``: ``capstore`` is in all, beside ``floor`` and
     ``sftp``, or in image cases the rivals of each (``tarfile``; ``ratarmount`` with its defaults,
     ``ratarmount-dense`` with seek points as near to each other as capstore's; ``pyfatfs``;
-    ``sqlite``; ``10 entries`` is capstore with an image of so many);
+    ``sqlite``; ``10 entries`` is capstore with an image of so many; in wf1 cases ``engine`` is
+    capstore's without an event loop, ``local`` a directory whose files and names are flushed,
+    ``local-file-only`` one whose names are not, ``alone`` a reader beside whom nothing is done);
   * ``ratios``: by contestant other than capstore a spread of capstore's figure over that one's, of
     the same round: more than 1 is faster;
   * ``goal``: null, also where the one to compare with took no part, or what the design asks: of
     the median ratio to ``rival``, ``ratio`` and whether it is ``met``, ``milestone`` (or null) and
     ``milestone_met``; or of capstore alone, ``ms_max``, the milliseconds ``ms`` that one unit took,
-    and whether it is ``met``.
+    and whether it is ``met``;
+  * ``details``: by contestant, where there are any, by name a spread of what else was measured;
+    the name ends in the unit (``peak_mib``, ``p99_ms``);
+  * ``ceilings``: of which ``measure`` among capstore's details it is asked to be at most ``most``,
+    the ``greatest`` of all rounds, and whether that is ``met``.
 
   A spread is an object with ``median``, ``min``, ``max`` and the list ``rounds``.
 """
@@ -52,6 +58,7 @@ app = typer.Typer()
         "capstore bench --quick",
         "capstore bench --only 'read-*' --json report.json",
         "capstore bench --only 'image-*'",
+        "capstore bench --only 'wf1-*'",
         "capstore bench --volume memory:",
     )
 )
@@ -74,13 +81,14 @@ def bench(
     """Measure the service beside a bare Cap'n Proto server (the floor) and beside SFTP.
 
     Each server has a process of its own, on this machine. The image cases compare with other
-    libraries, all in this process. Figures are medians over rounds in which all take turns; ratios
+    libraries in this process, and the wf1 cases with the local filesystem and SQLite, on the disk
+    that temporary files are on. Figures are medians over rounds in which all take turns; ratios
     compare within a round, and are shown with the least and the greatest.
     """
     from capstore.tools.bench import cases as service_cases
-    from capstore.tools.bench import image_cases, running
+    from capstore.tools.bench import image_cases, running, wf1_cases
 
-    every = (*service_cases.CASES, *image_cases.CASES)
+    every = (*service_cases.CASES, *image_cases.CASES, *wf1_cases.CASES)
     cases = [case for case in every if fnmatchcase(case.name, only)]
     if not cases:
         known = ", ".join(case.name for case in every)

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from capstore.tools.bench import floor, sftp, subject
@@ -53,10 +53,11 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a case came to: units per second, by contestant."""
+    """What a case came to: units per second, by contestant, and what else was measured of each."""
 
     case: Case
     figures: Mapping[str, Spread]
+    details: Mapping[str, Mapping[str, Spread]] = field(default_factory=dict)
 
     def ratio_to(self, other: str) -> Spread | None:
         """Our figure as a part of another's; None if that did not take part."""

@@ -38,6 +38,19 @@ class Parameters:
     fat_bytes: int = 64 * MIB
     ro1_entries: int = 1_000_000
     lookup_batch: int = 256
+    wf1_files: int = 10_000
+    wf1_file_bytes: int = 4 * KIB
+    wf1_callers: int = 64
+    wf1_large_bytes: int = 1024 * MIB
+    wf1_overwritten_bytes: int = 64 * MIB
+    wf1_overwrites: int = 8192
+    wf1_mail_files: int = 1000
+    wf1_mail_rounds: int = 2000
+    wf1_mount_files: int = 1_000_000
+    wf1_mount_changes: int = 5000
+    wf1_pause_files: int = 4000
+    wf1_pause_bytes: int = 512 * MIB
+    wf1_alone_seconds: float = 5.0
 
     @property
     def total_bytes(self) -> int:
@@ -63,4 +76,12 @@ QUICK = Parameters(
     fat_entries=200,
     fat_bytes=16 * MIB,
     ro1_entries=100_000,
+    wf1_files=1000,
+    wf1_large_bytes=64 * MIB,
+    wf1_overwritten_bytes=16 * MIB,
+    wf1_overwrites=1024,
+    wf1_mail_rounds=320,
+    wf1_mount_files=50_000,
+    wf1_pause_bytes=128 * MIB,
+    wf1_alone_seconds=1.0,
 )

@@ -26,7 +26,7 @@ _TIMED_UNIT = "opens/s"
 
 
 def tables(outcomes: Sequence[Outcome]) -> Iterator[Table]:
-    """The table of the service's cases and that of the image cases, those that have rows."""
+    """The table of the service's cases and that of the cases in process, those that have rows."""
     service = [outcome for outcome in outcomes if isinstance(outcome.case, ServiceCase)]
     images = [outcome for outcome in outcomes if not isinstance(outcome.case, ServiceCase)]
     if service:
@@ -69,7 +69,30 @@ def image_table(outcomes: Sequence[Outcome]) -> Table:
                 _ratio(outcome.ratio_to(rival)),
                 _goal(outcome) if row == 0 else "",
             )
+        for row_of_detail in _detail_rows(outcome):
+            result.add_row(*row_of_detail)
     return result
+
+
+def _detail_rows(outcome: Outcome) -> Iterator[tuple[str, ...]]:
+    """A row for what else was measured of each contestant: the greatest of all rounds."""
+    others = [name for name in outcome.details if name != SUBJECT]
+    for measure, spread in outcome.details.get(SUBJECT, {}).items():
+        verdicts = [
+            f"{ceiling['most']:g} {'met' if ceiling['met'] else 'not met'}"
+            for ceiling in _ceilings(outcome)
+            if ceiling["measure"] == measure
+        ]
+        rivals = ", ".join(others) or "-"
+        figures = [f"{outcome.details[name][measure].greatest:,.3g}" for name in others]
+        yield (
+            f"  {measure}",
+            f"{spread.greatest:,.3g}",
+            rivals,
+            ", ".join(figures) or "-",
+            "-",
+            ", ".join(verdicts),
+        )
 
 
 def _figure(outcome: Outcome, name: str) -> str:
@@ -129,7 +152,28 @@ def _case(outcome: Outcome) -> dict[str, Any]:
         "figures": {name: _spread(spread) for name, spread in outcome.figures.items()},
         "ratios": {name: _spread(spread) for name, spread in ratios.items() if spread},
         "goal": _judged(outcome),
+        "details": {
+            name: {measure: _spread(spread) for measure, spread in details.items()}
+            for name, details in outcome.details.items()
+            if details
+        },
+        "ceilings": _ceilings(outcome),
     }
+
+
+def _ceilings(outcome: Outcome) -> list[dict[str, Any]]:
+    """What was to stay under something, and whether it did in every round."""
+    details = outcome.details.get(SUBJECT, {})
+    return [
+        {
+            "measure": ceiling.measure,
+            "most": ceiling.most,
+            "greatest": details[ceiling.measure].greatest,
+            "met": details[ceiling.measure].greatest <= ceiling.most,
+        }
+        for ceiling in outcome.case.ceilings
+        if ceiling.measure in details
+    ]
 
 
 def _spread(spread: Spread) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
@@ -15,11 +16,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from capstore.tools.allocator import keep_freed_memory
-from capstore.tools.bench import image_cases, machine, measure, report, sftp
+from capstore.tools.bench import image_cases, machine, measure, report, sftp, wf1_cases
 from capstore.tools.bench.cases import Case, ServiceCase
 from capstore.tools.bench.contestants import BenchError
 from capstore.tools.bench.image_cases import ImageCase
 from capstore.tools.bench.parameters import Parameters
+from capstore.tools.bench.wf1_cases import Wf1Case
 from capstore.tools.console import complain
 
 # A pipe has no width; this holds the table.
@@ -32,14 +34,14 @@ def run(plan: Parameters, cases: Sequence[Case]) -> dict[str, object]:
     if not console.is_terminal:
         console.width = _PIPE_COLUMNS
     facts = machine.facts()
-    service, images = _sorted(cases)
-    absent = image_cases.absences(images)
-    if service and (missing := sftp.absent()):
+    chosen = _Chosen.of(cases)
+    absent = image_cases.absences(chosen.images) | wf1_cases.absences(chosen.wf1)
+    if chosen.service and (missing := sftp.absent()):
         absent[report.SFTP] = missing
     _introduce(console, plan, facts, cases, absent)
     try:
         keep_freed_memory()
-        outcomes = asyncio.run(_with_progress(plan, service, images))
+        outcomes = _with_progress(plan, chosen)
     except BenchError as error:
         complain(str(error))
         raise typer.Exit(1) from None
@@ -57,7 +59,7 @@ def _introduce(
     absent: dict[str, str],
 ) -> None:
     for case in cases:
-        console.print(f"{case.name:16} {case.what}", markup=False, highlight=False)
+        console.print(f"{case.name:20} {case.what}", markup=False, highlight=False)
     chosen = {name: getattr(plan, name) for name in plan.__slots__}
     for title, values in (("parameters", chosen), ("machine", facts)):
         line = ", ".join(f"{name} {value}" for name, value in values.items())
@@ -67,20 +69,42 @@ def _introduce(
     console.print()
 
 
-def _sorted(cases: Sequence[Case]) -> tuple[list[ServiceCase], list[ImageCase]]:
-    service = [case for case in cases if isinstance(case, ServiceCase)]
-    return service, [case for case in cases if isinstance(case, ImageCase)]
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The cases to be run, by kind."""
+
+    service: Sequence[ServiceCase]
+    images: Sequence[ImageCase]
+    wf1: Sequence[Wf1Case]
+
+    @staticmethod
+    def of(cases: Sequence[Case]) -> _Chosen:
+        return _Chosen(
+            [case for case in cases if isinstance(case, ServiceCase)],
+            [case for case in cases if isinstance(case, ImageCase)],
+            [case for case in cases if isinstance(case, Wf1Case)],
+        )
+
+    def figures(self, plan: Parameters) -> int:
+        """How many figures will be taken."""
+        turns = 2 if sftp.absent() else 3
+        total = turns * sum(case.rounds(plan.rounds) for case in self.service)
+        for image in self.images:
+            if image.absent() is None:
+                total += (1 + len(image.present())) * image.rounds(plan.rounds)
+        for wf1 in wf1_cases.present(self.wf1):
+            total += len(wf1.contestants) * wf1.rounds(plan.rounds)
+        return total
 
 
-async def _with_progress(
-    plan: Parameters, service: Sequence[ServiceCase], images: Sequence[ImageCase]
-) -> list[measure.Outcome]:
+def _with_progress(plan: Parameters, chosen: _Chosen) -> list[measure.Outcome]:
     console = Console(stderr=True)
     with (
-        tempfile.TemporaryDirectory(prefix="capstore-bench-") as folder,
+        tempfile.TemporaryDirectory(prefix="capstore-bench-") as name,
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
-        task = progress.add_task("setting up", total=_figures(plan, service, images))
+        folder = Path(name)
+        task = progress.add_task("setting up", total=chosen.figures(plan))
 
         def tell(what: str) -> None:
             progress.update(task, description=what)
@@ -88,15 +112,10 @@ async def _with_progress(
         def advance(name: str) -> None:
             progress.update(task, advance=1, description=name)
 
-        outcomes = await measure.run(plan, service, advance)
-        return outcomes + await image_cases.run(plan, images, Path(folder), tell, advance)
+        async def on_a_loop() -> list[measure.Outcome]:
+            outcomes = await measure.run(plan, chosen.service, advance)
+            return outcomes + await image_cases.run(plan, chosen.images, folder, tell, advance)
 
-
-def _figures(plan: Parameters, service: Sequence[ServiceCase], images: Sequence[ImageCase]) -> int:
-    """How many figures will be taken."""
-    turns = 2 if sftp.absent() else 3
-    total = turns * sum(case.rounds(plan.rounds) for case in service)
-    for case in images:
-        if case.absent() is None:
-            total += (1 + len(case.present())) * case.rounds(plan.rounds)
-    return total
+        # Who takes part in wf1 cases has a loop of its own, or none.
+        outcomes = asyncio.run(on_a_loop())
+        return outcomes + wf1_cases.run(plan, wf1_cases.present(chosen.wf1), folder, tell, advance)
