@@ -1,6 +1,7 @@
 """The protocol between what serves trees and what is built on them.
 
-A backer implements `Volume`, `DirectoryNode` and `FileNode` (or `ObjectStore`); the service, the
+A backer of trees implements `Volume`, `DirectoryNode` and `FileNode` (one of objects
+`capstore.backers.store.ObjectStore`); the service, the
 wrappers that attenuate, the overlay and the client's remote nodes use and implement the same
 classes, so each can stand wherever another can.
 
@@ -32,16 +33,12 @@ from capstore.schema.nodes import Buffer, Entry, NodeKind, Page, Provenance, Sta
 __all__ = [
     "Attributes",
     "Buffer",
-    "Condition",
     "DirectoryNode",
     "Entry",
     "Expect",
     "FileNode",
     "Node",
     "NodeKind",
-    "ObjectPage",
-    "ObjectStat",
-    "ObjectStore",
     "OpenFlags",
     "Page",
     "Provenance",
@@ -298,76 +295,3 @@ class Volume(ABC):
         volume writes.  Raises `NotFound` when it is gone, also if its name was given to another
         node, and `InvalidArgument` for what was no handle."""
         raise Unsupported("this volume does not name its nodes")
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectStat:
-    """One object of a store: `size` in bytes, `version` of this key, `created` in ns since 1970."""
-
-    key: bytes
-    size: int
-    version: int
-    created: int = 0
-    provenance: Provenance = Provenance.UNKNOWN
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What a change demands of its key: nothing, absence, or exactly `version`."""
-
-    absent: bool = False
-    version: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectPage:
-    """A part of a store's listing, in the order of keys; `more` says that keys follow."""
-
-    objects: Sequence[ObjectStat] = field(default_factory=tuple)
-    more: bool = False
-
-
-class ObjectStore(ABC):
-    """Objects by key; a put or delete that returned is durable."""
-
-    @abstractmethod
-    async def put(
-        self, data: Buffer, key: bytes = b"", condition: Condition = Condition()
-    ) -> ObjectStat:
-        """Stores `data` under `key`, or with no key under the SHA-256 of `data`.
-
-        Raises `Conflict`, `TooLarge`, `NoSpace`, `InvalidArgument` for a key over 1024 bytes."""
-
-    @abstractmethod
-    async def get(self, key: bytes) -> bytes:
-        """The whole object.  Raises `NotFound`, `Corrupt`."""
-
-    @abstractmethod
-    async def read(self, key: bytes, offset: int, length: int) -> bytes:
-        """A range of the object, shorter only at its end.  Raises `NotFound`, `Corrupt`."""
-
-    @abstractmethod
-    async def stat(self, key: bytes) -> ObjectStat:
-        """What is known of the object.  Raises `NotFound`."""
-
-    @abstractmethod
-    async def delete(self, key: bytes, condition: Condition = Condition()) -> None:
-        """Removes the object.  Raises `NotFound`, `Conflict`."""
-
-    @abstractmethod
-    async def list(
-        self, prefix: bytes = b"", after: bytes = b"", limit: int = PAGE_ENTRIES_MAX
-    ) -> ObjectPage:
-        """Objects whose keys begin with `prefix` and come after `after`."""
-
-    @abstractmethod
-    async def usage(self) -> Usage:
-        """Space and objects in use."""
-
-    @abstractmethod
-    async def sync(self) -> None:
-        """Returns when everything is durable; puts already are."""
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Releases the store."""

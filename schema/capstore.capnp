@@ -438,6 +438,18 @@ interface Store {
   ticket @15 () -> (ticket :Data, error :Error);
 
   save @16 (label :Text) -> (token :Text, error :Error);
+
+  compact @17 () -> (error :Error);
+  # Gives back the space of what was replaced or removed; gets and puts go on meanwhile.  For who
+  # holds the whole store, unattenuated.  Codes: denied, noSpace, unsupported.
+
+  collect @18 (olderThan :UInt64) -> (objects :UInt64, bytes :UInt64, error :Error);
+  # Removes objects that were put without a key at least `olderThan` seconds ago, in the last such
+  # put, and that no name stands for.  For who holds the whole store.  Codes: denied, unsupported.
+
+  namespace @19 () -> (namespace :Namespace, error :Error);
+  # The names over the store.  A store that is read-only gives one that is; other attenuations of
+  # the key space give none.  Codes: denied, unsupported.
 }
 
 interface Sink {

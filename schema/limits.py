@@ -32,6 +32,9 @@ GRANT_DEPTH_MAX: Final = 64
 HANDSHAKE_SECONDS_MAX: Final = 10
 TICKET_SECONDS_MAX: Final = 10
 TICKETS_MAX: Final = 4096
+KEY_BYTES_MAX: Final = 1024
+OBJECT_BYTES_MAX: Final = 1024 * MIB
+BATCH_CHANGES_MAX: Final = 1000
 MEMORY_FILE_BYTES_MAX: Final = 16 * MIB
 MEMORY_TOTAL_BYTES_MAX: Final = 64 * MIB
 MEMORY_NODES_MAX: Final = 1_000_000
@@ -166,6 +169,9 @@ LIMITS: Final = (
     Limit("pyfsScans", PYFS_SCANS_MAX, "listings", "that are kept, of one volume"),
     Limit("pyfsPlaces", PYFS_PLACES_MAX, "places", "renamed or removed that are remembered"),
     Limit("imageDepth", IMAGE_DEPTH_MAX, "levels", "of a tree that an image is built of"),
+    Limit("keyBytes", KEY_BYTES_MAX, "bytes", "of an object's key"),
+    Limit("objectBytes", OBJECT_BYTES_MAX, "bytes", "of one object"),
+    Limit("batchChanges", BATCH_CHANGES_MAX, "changes", "in one batch of a store"),
     Limit("windowRequests", WINDOW_REQUESTS, "requests", "a client's transfers in flight"),
     Limit("windowBytes", WINDOW_BYTES, "bytes", "of one request of a client's transfer"),
 )
