@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from capstore.schema.errors import InvalidArgument, Unsupported
 from capstore.schema.limits import PAGE_ENTRIES_MAX

@@ -10,7 +10,7 @@ Invariants:
   engine waits for those that began before a checkpoint took the place of another, until it makes
   segments free.  While it is counted, a reader waits for the device at most, so that is short.
 * `sync` returns when a flush has returned that began after everything before it was written to the
-  log (`wf1_sync`).  After a failure everything that changes or syncs is `StorageIOError`.
+  log (`group_commit`).  After a failure everything that changes or syncs is `StorageIOError`.
 * A node that somebody has is held, so that it outlives its name; `Held` lets go of it when it is
   dropped, in whatever thread that happens, by way of the loop.
 * What is left to do when nobody waits (checkpoints, cleaning) goes on in the lane, step by step, so
@@ -27,11 +27,11 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
+from capstore.backers.group_commit import GroupCommit
 from capstore.backers.node import Node, Usage, Volume
+from capstore.backers.readers import Readers
 from capstore.backers.wf1_node import Wf1Directory, Wf1File
 from capstore.backers.wf1_open import open_device
-from capstore.backers.wf1_readers import Readers
-from capstore.backers.wf1_sync import GroupCommit
 from capstore.backers.workers import Lane, finished, in_worker
 from capstore.images import wf1, wf1_ops
 from capstore.images.device import BlockDevice

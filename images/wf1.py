@@ -14,6 +14,7 @@ from typing import Final
 from capstore.images import ro1
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES, WF1_SUPERBLOCK
+from capstore.images.segments import Geometry
 from capstore.schema import layout
 from capstore.schema.errors import Corrupt, InvalidArgument, Unsupported
 from capstore.schema.limits import KIB, MIB
@@ -92,33 +93,10 @@ class Superblock:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """Segments: `segment_bytes` each, numbered from the first behind the superblocks."""
-
-    segment_bytes: int
-
-    @property
-    def count_max(self) -> int:
-        """How many segments there can be: the head of a checkpoint, which has four bytes for each
-        and for each that it takes itself, fits in one."""
-        return self.segment_bytes // 8 - 64
-
-    def start(self, segment: int) -> int:
-        """The offset of a segment's first byte."""
-        return SEGMENTS_AT + segment * self.segment_bytes
-
-    def lba(self, segment: int) -> int:
-        """The block at which a segment begins."""
-        return self.start(segment) // BLOCK_BYTES
-
-    def of_lba(self, lba: int) -> int:
-        """The segment that holds a block; negative for one in front of all."""
-        return (lba - SEGMENTS_LBA) * BLOCK_BYTES // self.segment_bytes
-
-    def count(self, device_bytes: int) -> int:
-        """How many whole segments fit a device of this length."""
-        return max(0, min(self.count_max, (device_bytes - SEGMENTS_AT) // self.segment_bytes))
+def geometry_of(segment_bytes: int) -> Geometry:
+    """Where segments of this length are.  There are as many as the head of a checkpoint can tell
+    of, which fits in one, with four bytes for each and for each that it takes itself."""
+    return Geometry(segment_bytes, SEGMENTS_AT, segment_bytes // 8 - 64)
 
 
 def segment_bytes_for(region_bytes: int) -> int:
@@ -193,7 +171,7 @@ def _check(superblock: Superblock, device_bytes: int, where: str) -> None:
     end = SUPERBLOCK_LBAS[0] + superblock.region_blocks
     if superblock.region_blocks and end * BLOCK_BYTES > device_bytes:
         raise Corrupt(f"{where}: the region ends at {end * BLOCK_BYTES}, behind the image")
-    geometry = Geometry(size)
+    geometry = geometry_of(size)
     count = geometry.count(region_end(superblock, device_bytes))
     for lba in (superblock.checkpoint_lba, superblock.log_lba):
         if not 0 <= geometry.of_lba(lba) < count:

@@ -29,6 +29,7 @@ from capstore.images.records import (
     WF1_NODE,
     Record,
 )
+from capstore.images.segments import Geometry
 from capstore.images.wf1_codec import (
     check_extents,
     decoded_name,
@@ -139,7 +140,7 @@ def pack_head(
 
 
 def read_head(
-    device: BlockDevice, geometry: wf1.Geometry, segments: int, superblock: wf1.Superblock
+    device: BlockDevice, geometry: Geometry, segments: int, superblock: wf1.Superblock
 ) -> Head:
     """The head that the superblock points to.  Raises `Corrupt`."""
     first = geometry.of_lba(superblock.checkpoint_lba)
@@ -173,7 +174,7 @@ def read_head(
     return head
 
 
-def _check_head(head: Head, first: int, geometry: wf1.Geometry, segments: int, where: str) -> None:
+def _check_head(head: Head, first: int, geometry: Geometry, segments: int, where: str) -> None:
     if not head.runs or head.runs[0] != first or len(set(head.runs)) != len(head.runs):
         raise Corrupt(f"{where} does not say where it is")
     if max(head.runs) >= segments or len(head.usage) > segments:
@@ -210,9 +211,7 @@ class _Cache(Generic[K, V]):
 class Tables:
     """The tables of the checkpoint whose head is `head`; a `Base` for states."""
 
-    def __init__(
-        self, device: BlockDevice, geometry: wf1.Geometry, segments: int, head: Head
-    ) -> None:
+    def __init__(self, device: BlockDevice, geometry: Geometry, segments: int, head: Head) -> None:
         self.head = head
         self._device = device
         self._geometry = geometry

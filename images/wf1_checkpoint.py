@@ -16,11 +16,11 @@ from typing import Final
 from capstore.images import wf1
 from capstore.images.device import BlockDevice
 from capstore.images.records import WF1_ENTRY, WF1_EXTENT, WF1_NODE, Record
+from capstore.images.segments import TABLE, Geometry, Space
 from capstore.images.wf1_base import NUMBER_BYTES, PAGE_BYTES, Head, pack_head, table_starts
 from capstore.images.wf1_codec import Encoder
 from capstore.images.wf1_content import Extent, all_extents
 from capstore.images.wf1_copy import Rows, copied
-from capstore.images.wf1_space import TABLE, Space
 from capstore.images.wf1_state import Counts, Node, State
 from capstore.schema.errors import Corrupt
 from capstore.schema.limits import KIB, PAGE_ENTRIES_MAX
@@ -48,7 +48,7 @@ def written_counts(state: State, orphans: Sequence[Node]) -> Counts:
     )
 
 
-def segments_for(geometry: wf1.Geometry, counts: Counts, segments: int) -> int:
+def segments_for(geometry: Geometry, counts: Counts, segments: int) -> int:
     """How many segments a checkpoint takes, of a volume of `segments`."""
     size = geometry.segment_bytes
     # Nearly always the bytes alone say it, without the pages that each table ends with.
@@ -256,7 +256,7 @@ def _live(state: State, number: int) -> Iterator[Node]:
 
 
 def extents_in(
-    state: State, node: Node, wanted: frozenset[int], geometry: wf1.Geometry
+    state: State, node: Node, wanted: frozenset[int], geometry: Geometry
 ) -> list[Extent]:
     """Those extents of a file that lie in the segments `wanted`."""
     return [

@@ -14,9 +14,9 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 from capstore.images import wf1
+from capstore.images.segments import DATA
 from capstore.images.wf1_checkpoint import live_nodes
 from capstore.images.wf1_content import Extent, all_extents
-from capstore.images.wf1_space import DATA
 from capstore.images.wf1_state import Change, Node, NodeChange
 from capstore.schema.errors import Corrupt
 from capstore.schema.limits import MIB

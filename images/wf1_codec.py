@@ -12,6 +12,7 @@ from typing import Any, Final
 from capstore.images import ro1, wf1
 from capstore.images.checksums import crc32c
 from capstore.images.records import BLOCK_BYTES, WF1_ENTRY, WF1_EXTENT, WF1_NODE
+from capstore.images.segments import Geometry
 from capstore.images.wf1_content import CHUNK_BYTES, Extent
 from capstore.images.wf1_state import Node
 from capstore.schema.errors import Corrupt, InvalidName
@@ -172,7 +173,7 @@ def decoded_name(raw: bytes, checksum: int, where: str) -> str:
         raise Corrupt(f"{where} has no valid name") from None
 
 
-def extent_of(record: Any, at: int, geometry: wf1.Geometry, segments: int) -> Extent:
+def extent_of(record: Any, at: int, geometry: Geometry, segments: int) -> Extent:
     """The extent that a sealed record at offset `at` tells of.  Raises `Corrupt`."""
     stored = record.storedLess1 + 1
     extent = Extent(

@@ -10,10 +10,10 @@ from collections.abc import Collection
 from typing import Final
 
 from capstore.images.device import BlockDevice
+from capstore.images.segments import DATA, FREE
 from capstore.images.wf1_clean import ROUND_BYTES_MAX, Cleaner
 from capstore.images.wf1_engine import Clock, Engine
 from capstore.images.wf1_open import open_wf1
-from capstore.images.wf1_space import DATA, FREE
 from capstore.images.wf1_writer import Entropy
 
 # A checkpoint goes where there is room, and the next one where that was: enough to be in front.

@@ -25,11 +25,11 @@ from typing import Final
 from capstore.images import wf1, wf1_ops
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES, WF1_EXTENT, WF1_NODE, blocks_of
+from capstore.images.segments import LOG, TABLE
 from capstore.images.wf1_base import WITHOUT_WAITING, WouldWait
 from capstore.images.wf1_content import Extent, pieces_of
 from capstore.images.wf1_log import change_bytes
 from capstore.images.wf1_recovery import Recovered
-from capstore.images.wf1_space import LOG, TABLE
 from capstore.images.wf1_state import Change, Node, State
 from capstore.images.wf1_upkeep import SPARE_SEGMENTS, Snapshot, Upkeep
 from capstore.images.wf1_writer import SHORT_BYTES_MAX, Entropy, Writer

@@ -31,6 +31,7 @@ from capstore.images.records import (
     Record,
     blocks_of,
 )
+from capstore.images.segments import Geometry
 from capstore.images.wf1_codec import (
     Encoder,
     check_extents,
@@ -133,7 +134,7 @@ class Frame:
     behind: Position
 
 
-def log_start(superblock: wf1.Superblock, geometry: wf1.Geometry) -> Position:
+def log_start(superblock: wf1.Superblock, geometry: Geometry) -> Position:
     """Where the first frame behind the checkpoint is, or would be."""
     segment = geometry.of_lba(superblock.log_lba)
     offset = superblock.log_lba * BLOCK_BYTES - geometry.start(segment)
@@ -141,7 +142,7 @@ def log_start(superblock: wf1.Superblock, geometry: wf1.Geometry) -> Position:
 
 
 def read_frames(
-    device: BlockDevice, superblock: wf1.Superblock, geometry: wf1.Geometry, segments: int
+    device: BlockDevice, superblock: wf1.Superblock, geometry: Geometry, segments: int
 ) -> Iterator[Frame]:
     """The frames of the log, in order; ends where the log ends.
 
@@ -174,7 +175,7 @@ def read_frames(
         yield found
 
 
-def _segment(device: BlockDevice, geometry: wf1.Geometry, segment: int) -> bytes:
+def _segment(device: BlockDevice, geometry: Geometry, segment: int) -> bytes:
     return device.read(geometry.start(segment), geometry.segment_bytes)
 
 
@@ -192,7 +193,7 @@ def _header_at(raw: bytes, offset: int, key: int) -> Any | None:
 
 
 def _frame_at(
-    raw: bytes, geometry: wf1.Geometry, position: Position, superblock: wf1.Superblock
+    raw: bytes, geometry: Geometry, position: Position, superblock: wf1.Superblock
 ) -> Frame | None:
     header = _header_at(raw, position.offset, superblock.log_key)
     if header is None or header.sequence != position.sequence:
@@ -227,7 +228,7 @@ def _payload_bytes(header: Any) -> int:
 
 
 def _check_tail(
-    raw: bytes, geometry: wf1.Geometry, position: Position, superblock: wf1.Superblock
+    raw: bytes, geometry: Geometry, position: Position, superblock: wf1.Superblock
 ) -> None:
     """Raises `Corrupt` if a frame behind `position` says that the one there was durable, or is of
     a later epoch than the superblock.
@@ -250,7 +251,7 @@ def _check_tail(
 # What a frame says -------------------------------------------------------------------------------
 
 
-def decoded(frame: Frame, geometry: wf1.Geometry, segments: int) -> Change:
+def decoded(frame: Frame, geometry: Geometry, segments: int) -> Change:
     """The changes of a frame, as one: nodes in order, names in order.  Raises `Corrupt`."""
     header, payload, at = frame.header, frame.payload, frame.at + WF1_FRAME.size
     entries_at = header.nodeCount * WF1_NODE.size

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from capstore.images import wf1
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES, WF1_EXTENT, WF1_NODE
+from capstore.images.segments import DATA, LOG, TABLE
 from capstore.images.tree import Region
 from capstore.images.wf1_content import all_extents
 from capstore.images.wf1_recovery import Recovered
-from capstore.images.wf1_space import DATA, LOG, TABLE
 from capstore.images.wf1_state import State
 from capstore.schema.errors import Corrupt
 

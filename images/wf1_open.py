@@ -13,10 +13,10 @@ import time
 from capstore.images import wf1
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES
+from capstore.images.segments import LOG, Space
 from capstore.images.wf1_checkpoint import CheckpointWriter
 from capstore.images.wf1_engine import Clock, Engine
 from capstore.images.wf1_recovery import recover
-from capstore.images.wf1_space import LOG, Space
 from capstore.images.wf1_state import Change, Counts, EmptyBase, Node, NodeChange, State
 from capstore.images.wf1_writer import Entropy
 from capstore.schema.nodes import Provenance
@@ -42,7 +42,7 @@ def format_wf1(
     if size is not None:
         size -= size % BLOCK_BYTES
         segment_bytes = segment_bytes or wf1.segment_bytes_for(size - first)
-    geometry = wf1.Geometry(segment_bytes or wf1.SEGMENT_BYTES_GROWING)
+    geometry = wf1.geometry_of(segment_bytes or wf1.SEGMENT_BYTES_GROWING)
     end = geometry.start(wf1.SEGMENTS_MIN) if size is None else size
     if device.size() < end:
         device.resize(end)

@@ -20,11 +20,11 @@ from capstore.images.checksums import crc32c
 from capstore.images.collecting import collection_paused
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES
+from capstore.images.segments import DATA, LOG, TABLE, Geometry, Space
 from capstore.images.wf1_base import Tables, read_head
 from capstore.images.wf1_checkpoint import orphans_of
 from capstore.images.wf1_content import Extent
 from capstore.images.wf1_log import Frame, Position, decoded, log_start, read_frames
-from capstore.images.wf1_space import DATA, LOG, TABLE, Space
 from capstore.images.wf1_state import Change, NodeChange, State
 from capstore.schema.errors import Corrupt
 
@@ -54,7 +54,7 @@ def recover(device: BlockDevice) -> Recovered:
 
 def _recover(device: BlockDevice) -> Recovered:
     superblock = wf1.read_superblock(device)
-    geometry = wf1.Geometry(superblock.segment_blocks * BLOCK_BYTES)
+    geometry = wf1.geometry_of(superblock.segment_blocks * BLOCK_BYTES)
     grows = not superblock.region_blocks
     space = Space(device, geometry, grows=grows, end=wf1.region_end(superblock, device.size()))
     head = read_head(device, geometry, space.count, superblock)
@@ -137,14 +137,12 @@ def _without_orphans(state: State, space: Space) -> State:
     return state
 
 
-def _position(
-    superblock: wf1.Superblock, geometry: wf1.Geometry, frames: Sequence[Frame]
-) -> Position:
+def _position(superblock: wf1.Superblock, geometry: Geometry, frames: Sequence[Frame]) -> Position:
     return frames[-1].behind if frames else log_start(superblock, geometry)
 
 
 def _log_segments(
-    superblock: wf1.Superblock, geometry: wf1.Geometry, frames: Sequence[Frame]
+    superblock: wf1.Superblock, geometry: Geometry, frames: Sequence[Frame]
 ) -> list[int]:
     segments = [geometry.of_lba(superblock.log_lba)]
     for frame in frames:

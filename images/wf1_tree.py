@@ -22,11 +22,11 @@ from capstore.images import ro1, wf1
 from capstore.images.checksums import crc32c
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES
+from capstore.images.segments import DATA, FREE, LOG, TABLE
 from capstore.images.tree import Content, ExtentContent, Finding, ImageTree, Region, extents_of
 from capstore.images.wf1_content import Extent, all_extents
 from capstore.images.wf1_map import regions
 from capstore.images.wf1_recovery import Recovered, recover
-from capstore.images.wf1_space import DATA, FREE, LOG, TABLE
 from capstore.images.wf1_state import GONE, Node
 from capstore.schema.errors import (
     Closed,

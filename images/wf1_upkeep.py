@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from capstore.images.records import BLOCK_BYTES
+from capstore.images.segments import DATA
 from capstore.images.wf1_base import Tables
 from capstore.images.wf1_checkpoint import CheckpointWriter, orphans_of, segments_for
 from capstore.images.wf1_clean import ROUND_BYTES_MAX, Cleaner
-from capstore.images.wf1_space import DATA
 from capstore.images.wf1_state import Change, State
 from capstore.schema.errors import NoSpace
 from capstore.schema.limits import KIB, MIB

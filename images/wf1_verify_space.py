@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from capstore.images import wf1
 from capstore.images.records import BLOCK_BYTES
+from capstore.images.segments import DATA
 from capstore.images.tree import Finding
 from capstore.images.wf1_content import Extent, all_extents
 from capstore.images.wf1_recovery import Recovered
-from capstore.images.wf1_space import DATA
 from capstore.schema.errors import Corrupt
 
 _Table = npt.NDArray[np.int64]

@@ -5,30 +5,29 @@ Invariants:
 * Data is on the device before a frame that refers to it: short units wait in memory until the next
   frame, next to each other, and are written at once; whoever reads them meanwhile is given them
   from there (`read_units`, in any thread).
-* One flush is under way at a time: of two at once, the kernel would tell only one that it failed.
-* After a failed write or flush nobody can say what is on the device: every later change and sync is
-  `StorageIOError`.  Reading goes on.
+* After a failed write or flush (`Flushing`) every later change and sync is `StorageIOError`.
+  Reading goes on.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
 from capstore.images import wf1
 from capstore.images.checksums import crc32c
 from capstore.images.device import BlockDevice
+from capstore.images.flushing import Flushing
 from capstore.images.records import BLOCK_BYTES, WF1_FRAME, blocks_of
+from capstore.images.segments import DATA, LOG
 from capstore.images.wf1_base import read_at_hand
 from capstore.images.wf1_codec import Encoder
 from capstore.images.wf1_content import Extent
 from capstore.images.wf1_log import PendingFrame, frame_blocks_bytes, frame_bytes
 from capstore.images.wf1_recovery import Recovered
-from capstore.images.wf1_space import DATA, LOG
 from capstore.images.wf1_state import Change
-from capstore.schema.errors import Corrupt, NoSpace, StorageIOError, TooLarge
+from capstore.schema.errors import Corrupt, NoSpace, TooLarge
 from capstore.schema.limits import KIB, MIB
 from capstore.schema.nodes import Buffer
 
@@ -44,20 +43,17 @@ _KEY_BYTES: Final = 8
 # How far a new life is ahead of the last: frames of the last cannot be of its checkpoints' epochs.
 # An odd number, since superblocks alternate.
 _LIFE_GENERATIONS: Final = 3
-_FAILED: Final = "an earlier write or flush failed: open the volume again"
 
 
-class Writer:
+class Writer(Flushing):
     """The places where a volume is written; `log_segments` and `log_bytes` are those of the log
     since the last checkpoint, `data_bytes` is what was written of data since then."""
 
     def __init__(self, device: BlockDevice, recovered: Recovered) -> None:
-        self.device = device
+        super().__init__(device, recovered.position.sequence - 1)
         self.superblock = recovered.superblock
         self.space = recovered.space
         self.position = recovered.position
-        self.durable = recovered.position.sequence - 1
-        self.failed = False
         self.log_segments = list(recovered.log_segments)
         self.log_bytes = recovered.log_bytes
         self.data_bytes = 0
@@ -68,17 +64,6 @@ class Writer:
         # Units by their blocks, which lie one behind the other.
         self._waiting: dict[int, bytes] = {}
         self._waiting_bytes = self._waiting_end = 0
-        self._flushing = threading.Lock()
-        # Whether somebody else calls `flush` when `waits_for_flush` says so: then checkpoints wait
-        # for that, instead of holding up operations.
-        self.patient = False
-        self.waits_for_flush = False
-        self._flushes_begun = self._flushes_ended = 0
-
-    def check(self) -> None:
-        """Raises `StorageIOError` after a failure."""
-        if self.failed:
-            raise StorageIOError(_FAILED)
 
     # Changes -------------------------------------------------------------------------------------
 
@@ -289,35 +274,3 @@ class Writer:
         except BaseException:
             self.failed = True
             raise
-
-    # Making it durable ---------------------------------------------------------------------------
-
-    def flush(self, sequence: int = 0) -> None:
-        """Flushes the device, which makes the frames up to `sequence` durable that were written
-        before.  In any thread, also beside operations.  Raises `StorageIOError`, for good."""
-        with self._flushing:
-            self.check()
-            self._flushes_begun += 1
-            try:
-                self.device.flush()
-            except BaseException:
-                self.failed = True
-                raise
-            self._flushes_ended = self._flushes_begun
-            self.durable = max(self.durable, sequence)
-
-    def flush_steps(self, is_in_a_hurry: Callable[[], bool]) -> Iterator[None]:
-        """A flush that begins behind this; one by somebody else where there is time for that."""
-        begun = self._flushes_begun
-        self.waits_for_flush = self.patient
-        while self.patient and not is_in_a_hurry() and self._flushes_ended <= begun:
-            self.check()
-            yield
-        self.waits_for_flush = False
-        if self._flushes_ended <= begun:
-            self.flush()
-
-    def flushed(self, sequence: int) -> None:
-        """The frames up to `sequence` are durable, by a flush of the device itself."""
-        with self._flushing:
-            self.durable = max(self.durable, sequence)

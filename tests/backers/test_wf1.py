@@ -426,7 +426,7 @@ async def test_a_cancelled_sync_does_not_take_others_along() -> None:
 
 
 async def test_much_is_flushed_without_being_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("capstore.backers.wf1_sync.UNFLUSHED_BYTES_MAX", MIB)
+    monkeypatch.setattr("capstore.backers.group_commit.UNFLUSHED_BYTES_MAX", MIB)
     device = GatedDevice(formatted())
     volume = await over(device)
     file = await volume.root.create("f")
@@ -439,7 +439,7 @@ async def test_much_is_flushed_without_being_asked_for(monkeypatch: pytest.Monke
 async def test_what_is_old_is_flushed_without_being_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("capstore.backers.wf1_sync.UNFLUSHED_SECONDS_MAX", 0.01)
+    monkeypatch.setattr("capstore.backers.group_commit.UNFLUSHED_SECONDS_MAX", 0.01)
     device = GatedDevice(formatted())
     volume = await over(device)
     before = device.flushes

@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 
 from capstore.backers.node import DirectoryNode, FileNode, OpenFlags
-from capstore.backers.wf1_readers import Readers
+from capstore.backers.readers import Readers
 from capstore.images import wf1_base, wf1_upkeep
 from capstore.images.devices import MemoryDevice
 from capstore.images.wf1_clean import Cleaner

@@ -23,12 +23,12 @@ from capstore.images.records import (
     WF1_SUPERBLOCK,
     Record,
 )
+from capstore.images.segments import DATA
 from capstore.images.tree import Finding
 from capstore.images.wf1_build import Wf1Builder
 from capstore.images.wf1_compact import repair
 from capstore.images.wf1_open import format_wf1, open_wf1
 from capstore.images.wf1_recovery import recover
-from capstore.images.wf1_space import DATA
 from capstore.images.wf1_tree import Wf1Tree
 from capstore.images.wf1_verify import verify
 from capstore.schema.errors import Corrupt, StorageError, Unsupported

@@ -1,4 +1,4 @@
-"""Syncs of a CAPOSWF1 volume that share a flush: group commit.
+"""Syncs of a volume or store that share a flush: group commit.
 
 Invariants:
 
@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from typing import Final
+from typing import Final, Protocol
 
 from capstore.backers.workers import Lane
-from capstore.images.wf1_engine import Engine
 from capstore.schema.limits import MIB
 
 # What nobody asks to sync is durable after about so long all the same.
@@ -27,10 +26,24 @@ UNFLUSHED_SECONDS_MAX: Final = 5.0
 UNFLUSHED_BYTES_MAX: Final = 32 * MIB
 
 
-class GroupCommit:
-    """The rounds of one volume; used from one event loop."""
+class Committing(Protocol):
+    """What an engine does for a round."""
 
-    def __init__(self, engine: Engine, lane: Lane) -> None:
+    @property
+    def durable(self) -> int:
+        """The sequence of the last frame that is known to be durable."""
+
+    def commit(self) -> int:
+        """Writes what is pending; the sequence of the last frame."""
+
+    def flush(self, sequence: int) -> None:
+        """Makes the frames up to `sequence` durable, in any thread."""
+
+
+class GroupCommit:
+    """The rounds of one engine; used from one event loop."""
+
+    def __init__(self, engine: Committing, lane: Lane) -> None:
         self._engine = engine
         self._lane = lane
         # What those wait for who have asked since the last round began, each by himself: who is
