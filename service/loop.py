@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,10 @@ import capnp
 from capstore.images.collecting import collection_paused, is_collection_wanted
 
 _LOOK_SECONDS = 0.2
+_OLDEST = 2
+# So many times as long as a full collection took there is none.
+_FULL_SHARE = 100
+_full_at = 0.0
 
 
 @dataclass
@@ -80,7 +85,12 @@ async def _collect_when_due() -> None:
 
 
 def collect_if_due() -> None:
-    """Collects the generation that automatic collection would collect now, if any."""
+    """Collects the generation that automatic collection would collect now, if any.
+
+    The oldest, which stops the loop for as long as it takes to look at everything, only so often
+    that it takes a hundredth of the time.
+    """
+    global _full_at  # noqa: PLW0603 - there is one collector
     thresholds, counts = gc.get_threshold(), gc.get_count()
     if not is_collection_wanted() or not thresholds[0] or counts[0] <= thresholds[0]:
         return
@@ -89,4 +99,10 @@ def collect_if_due() -> None:
         for generation in (1, 2)
         if thresholds[generation] and counts[generation] > thresholds[generation]
     ]
-    gc.collect(max(due, default=0))
+    begin = time.monotonic()
+    if due and due[-1] == _OLDEST and begin >= _full_at:
+        gc.collect(_OLDEST)
+        end = time.monotonic()
+        _full_at = end + _FULL_SHARE * (end - begin)
+    else:
+        gc.collect(min(1, max(due, default=0)))
