@@ -31,15 +31,15 @@ Ids name the epoch and what of it is there, counted from 0::
     epoch=3/first=5/torn=4@0,2-3    of the fifth, only these sectors
 
 Invariants: the same log, base and arguments give the same states in the same order; an id gives
-the same bytes without the enumeration; one image is in memory at a time, beside the one before
-the epoch.
+the same bytes without the enumeration; of the images of an epoch only the sectors are in memory in
+which they differ, and a few bytes for each.
 """
 
 from __future__ import annotations
 
 import enum
-import hashlib
 import re
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,14 +47,14 @@ from itertools import combinations, islice
 from random import Random
 from typing import Final, NamedTuple, TypeVar
 
+from capstore.images.faults_image import SectorImage, Sectors
 from capstore.images.faults_log import (
+    SECTOR_BYTES,
     Change,
     Flush,
     Operation,
     Resize,
     Write,
-    put,
-    resize,
     sector_count,
     sector_range,
 )
@@ -62,6 +62,7 @@ from capstore.schema.errors import InvalidArgument
 from capstore.schema.nodes import Buffer
 
 _Case = TypeVar("_Case")
+_NONE: Final = array("I")
 
 # How often `Mode.RANDOM` tears a write that it applies.
 _TEAR_CHANCE: Final = 0.25
@@ -101,6 +102,16 @@ class CrashState:
     mode: Mode
 
 
+@dataclass(frozen=True, slots=True)
+class SectorState:
+    """A `CrashState` whose image is not spelt out."""
+
+    id: str
+    image: SectorImage
+    at: int
+    mode: Mode
+
+
 def crash_states(
     log: Sequence[Operation],
     base: Buffer,
@@ -117,6 +128,27 @@ def crash_states(
     writes, the places where one write is torn, and everything random.  An epoch's samples depend
     on `seed` and its number alone.
     """
+    for state in sector_states(
+        log,
+        SectorImage(Sectors(), base),
+        modes=modes,
+        subset_changes_max=subset_changes_max,
+        samples=samples,
+        seed=seed,
+    ):
+        yield CrashState(state.id, bytes(state.image), state.at, state.mode)
+
+
+def sector_states(
+    log: Sequence[Operation],
+    base: SectorImage,
+    *,
+    modes: Iterable[Mode] = tuple(Mode),
+    subset_changes_max: int = 8,
+    samples: int = 64,
+    seed: int = 0,
+) -> Iterator[SectorState]:
+    """As `crash_states`, for whoever goes through many; images are of the sectors of `base`."""
     chosen = [(mode, _CHOICES[mode]) for mode in modes]
     for epoch in _epochs(log, base):
         seen: set[bytes] = set()
@@ -125,10 +157,9 @@ def crash_states(
             bounds = _Bounds(subset_changes_max, samples, Random(f"{seed}/{epoch.number}"))  # noqa: S311
             for plan in choose(epoch, bounds):
                 image = epoch.image(plan)
-                fingerprint = epoch.fingerprint(image)
-                if fingerprint not in seen:
-                    seen.add(fingerprint)
-                    yield CrashState(epoch.id_of(plan), bytes(image), epoch.at, mode)
+                if (key := image.key) not in seen:
+                    seen.add(key)
+                    yield SectorState(epoch.id_of(plan), image, epoch.at, mode)
 
 
 def replay(log: Sequence[Operation], base: Buffer, state_id: str) -> bytes:
@@ -140,7 +171,7 @@ def replay(log: Sequence[Operation], base: Buffer, state_id: str) -> bytes:
     if found is None:
         raise InvalidArgument("that is not the id of a crash state")
     number = int(found["epoch"])
-    for epoch in _epochs(log, base):
+    for epoch in _epochs(log, SectorImage(Sectors(), base)):
         if epoch.number == number:
             return bytes(epoch.image(_parsed(found, epoch)))
     raise InvalidArgument(f"the log has no epoch {number}")
@@ -162,7 +193,7 @@ class _Plan(NamedTuple):
 class _Epoch:
     """The operations between two flushes, over the image before them."""
 
-    def __init__(self, number: int, durable: bytearray) -> None:
+    def __init__(self, number: int, durable: SectorImage) -> None:
         self.number = number
         self.at = 0
         self.changes: list[Change] = []
@@ -170,41 +201,46 @@ class _Epoch:
         self.cuts: list[int] = []
         self._durable = durable
         self._size = len(durable)
-        self._touched: list[tuple[int, int | None]] | None = None
+        # The sectors of each write, in their order.
+        self._numbers: list[array[int]] = []
 
     def add(self, change: Change) -> None:
         """The next operation."""
         if isinstance(change, Write):
             self._size = max(self._size, change.offset + len(change.data))
+            self._numbers.append(self._durable.sectors.numbers_of(change.data))
         else:
+            self._numbers.append(_NONE)
             if change.size < self._size:
                 self.cuts.append(len(self.changes))
             self._size = change.size
         self.changes.append(change)
 
-    def image(self, plan: _Plan) -> bytearray:
+    def image(self, plan: _Plan) -> SectorImage:
         """What `plan` leaves."""
-        image = bytearray(self._durable)
+        image = self._durable.copy()
         for index in plan.order:
             self._apply(image, index, plan.torn.get(index))
         return image
 
-    def commit(self) -> bytearray:
+    def commit(self) -> SectorImage:
         """The image with all of the epoch, in the place of the one before; ends the epoch."""
         for index in range(len(self.changes)):
             self._apply(self._durable, index, None)
         return self._durable
 
-    def _apply(self, image: bytearray, index: int, sectors: Sequence[int] | None) -> None:
-        change = self.changes[index]
+    def _apply(self, image: SectorImage, index: int, sectors: Sequence[int] | None) -> None:
+        change, numbers = self.changes[index], self._numbers[index]
         if isinstance(change, Resize):
-            resize(image, change.size, cut=index in self.cuts)
+            if change.size > len(image) or index in self.cuts:
+                image.resize(change.size)
         elif sectors is None:
-            put(image, change.offset, change.data)
+            image.write(change.offset, change.data, numbers)
         else:
             for sector in sectors:
                 start, end = sector_range(change, sector)
-                put(image, change.offset + start, change.data[start:end])
+                mine = numbers[sector : sector + 1] if not change.offset % SECTOR_BYTES else None
+                image.write(change.offset + start, change.data[start:end], mine)
 
     def id_of(self, plan: _Plan) -> str:
         """The id under which `replay` finds `plan`."""
@@ -220,16 +256,6 @@ class _Epoch:
         torn = "".join(f"/torn={i}@{_runs_text(plan.torn[i])}" for i in sorted(plan.torn))
         return f"epoch={self.number}/{text}{torn}"
 
-    def fingerprint(self, image: bytearray) -> bytes:
-        """Equal for equal images of this epoch: a digest of what its operations touch."""
-        if self._touched is None:
-            self._touched = _touched(self.changes, self.cuts)
-        digest = hashlib.blake2b(len(image).to_bytes(8, "little"), digest_size=16)
-        with memoryview(image) as view:
-            for start, end in self._touched:
-                digest.update(view[start:end])
-        return digest.digest()
-
     def stretches(self, order: Sequence[int]) -> list[list[int]]:
         """`order`, ascending, divided at the cuts, which nothing overtakes."""
         parts: dict[int, list[int]] = {}
@@ -240,9 +266,9 @@ class _Epoch:
         return [parts[key] for key in sorted(parts)]
 
 
-def _epochs(log: Sequence[Operation], base: Buffer) -> Iterator[_Epoch]:
+def _epochs(log: Sequence[Operation], base: SectorImage) -> Iterator[_Epoch]:
     """The epochs of `log`; each is for use until the next one is asked for."""
-    epoch = _Epoch(0, bytearray(base))
+    epoch = _Epoch(0, base.copy())
     for at, operation in enumerate(log):
         if isinstance(operation, Flush):
             epoch.at = at
@@ -252,28 +278,6 @@ def _epochs(log: Sequence[Operation], base: Buffer) -> Iterator[_Epoch]:
             epoch.add(operation)
     epoch.at = len(log)
     yield epoch
-
-
-def _touched(changes: Sequence[Change], cuts: Sequence[int]) -> list[tuple[int, int | None]]:
-    """Where images of the epoch can differ but for their length: ranges, ascending."""
-    ranges: list[tuple[int, int]] = sorted(
-        (change.offset, change.offset + len(change.data))
-        for change in changes
-        if isinstance(change, Write) and change.data
-    )
-    tail = min((c.size for i in cuts if isinstance(c := changes[i], Resize)), default=None)
-    merged: list[tuple[int, int | None]] = []
-    for start, end in ranges:
-        if tail is not None and end >= tail:
-            tail = min(start, tail)
-            break
-        if merged and (last := merged[-1][1]) is not None and start <= last:
-            merged[-1] = (merged[-1][0], max(end, last))
-        else:
-            merged.append((start, end))
-    if tail is not None:
-        merged.append((tail, None))
-    return merged
 
 
 # Choosing plans --------------------------------------------------------------------------------

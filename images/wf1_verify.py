@@ -33,12 +33,13 @@ from capstore.images.wf1_verify_space import verify_extents
 from capstore.images.wf1_verify_tree import verify_tree
 from capstore.schema.errors import Corrupt, StorageError
 
+_KEY_BYTES: Final = 8
 _WHAT: Final = {WF1_NODE: "node record", WF1_ENTRY: "entry record", WF1_EXTENT: "extent record"}
 
 
 def verify(device: BlockDevice) -> Iterator[Finding]:
-    """The findings, in the order of superblocks, tables, log, tree, space."""
-    torn = list(_superblocks(device))
+    """The findings, in the order of superblocks, log, tables, tree, space."""
+    torn = list(verify_superblocks(device))
     try:
         found = recover(device)
     except StorageError as error:
@@ -46,19 +47,23 @@ def verify(device: BlockDevice) -> Iterator[Finding]:
         yield Finding("volume", error.message)
         return
     yield from torn
+    yield from verify_log(device, found)
+    yield from verify_content(device, found)
+
+
+def verify_content(device: BlockDevice, found: Recovered) -> Iterator[Finding]:
+    """Those of `verify` that are about tables, tree and space."""
     sealed = True
     for finding in _tables(device, found):
         sealed = False
         yield finding
-    yield from _log(device, found)
-    if not sealed:
-        # What rests on damaged records is damaged, and has been named.
-        return
-    yield from verify_tree(found)
-    yield from verify_extents(found)
+    # What rests on damaged records is damaged, and has been named.
+    if sealed:
+        yield from verify_tree(found)
+        yield from verify_extents(found)
 
 
-def _superblocks(device: BlockDevice) -> Iterator[Finding]:
+def verify_superblocks(device: BlockDevice) -> Iterator[Finding]:
     """Those that are damaged; the one that is not the newest may point to what was reused since."""
     for slot, lba in enumerate(wf1.SUPERBLOCK_LBAS):
         at = lba * BLOCK_BYTES
@@ -103,7 +108,8 @@ def _sealed(
 # The log -----------------------------------------------------------------------------------------
 
 
-def _log(device: BlockDevice, found: Recovered) -> Iterator[Finding]:
+def verify_log(device: BlockDevice, found: Recovered) -> Iterator[Finding]:
+    """A torn tail, where there is one."""
     at = torn_tail(device, found)
     if at is not None:
         message = "the log has a torn tail: changes that were under way when the volume stopped"
@@ -120,7 +126,11 @@ def torn_tail(device: BlockDevice, found: Recovered) -> int | None:
     since = position.epoch or superblock.generation - 1
     start = found.space.geometry.start(position.segment)
     raw = device.read(start, found.space.geometry.segment_bytes)
+    key = superblock.log_key.to_bytes(_KEY_BYTES, "little")
     for offset in range(position.offset, len(raw), BLOCK_BYTES):
+        # Nearly everywhere there is no frame, which its key says at once.
+        if offset > position.offset and raw[offset : offset + _KEY_BYTES] != key:
+            continue
         block = raw[offset : offset + BLOCK_BYTES]
         header = WF1_FRAME.view(block)
         is_next = header.sequence == position.sequence and header.epoch >= since

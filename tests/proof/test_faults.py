@@ -6,22 +6,29 @@ from pathlib import Path
 
 import pytest
 
+from capstore.images.devices import FileDevice
+from capstore.images.wf1 import ROOT
+from capstore.images.wf1_open import open_wf1
 from capstore.tools.prove.countdown import count_down, places
 from capstore.tools.prove.damage import ACCEPTED, flipped, outcomes, subject, truncated, used_places
 from capstore.tools.prove.examine import Outcome, judged
 from capstore.tools.prove.explore import Tally
 from capstore.tools.prove.kill import (
+    BACKER,
     CALLS,
+    ENGINE,
+    LOADS,
     Killed,
+    Load,
     compared,
     kill,
     kill_at_call,
     kill_by_chance,
     why_no_strace,
 )
+from capstore.tools.prove.load import make
 from capstore.tools.prove.power import cut_power, why_no_power_cut
 from capstore.tools.prove.running import scenario_names, workload_of
-from capstore.tools.prove.worker import make
 
 
 def assert_holds(tally: Tally) -> None:
@@ -64,7 +71,7 @@ def test_some_bit_flips() -> None:
 
 def test_damage_that_is_shown_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With checksums that always fit, the same flips show wrong bytes, and are failures."""
-    monkeypatch.setattr("capstore.images.wf1_engine.crc32c", lambda data: _Anything())
+    monkeypatch.setattr("capstore.images.wf1_writer.crc32c", lambda data: _Anything())
     tally = flipped(8 * at for at in used_places()[::67])
     assert outcomes(tally)["a wrong tree"]
     assert tally.failed
@@ -83,23 +90,38 @@ class _Anything(int):
 # Processes ----------------------------------------------------------------------------------------
 
 
-def test_a_killed_process(tmp_path: Path) -> None:
-    _, verdict = kill_by_chance(tmp_path, 1)
+@pytest.mark.parametrize("load", LOADS, ids=lambda load: load.name)
+def test_a_killed_process(tmp_path: Path, load: Load) -> None:
+    _, verdict = kill_by_chance(tmp_path, load, 1)
     assert verdict.outcome.holds, verdict
 
 
 @pytest.mark.skipif(why_no_strace() is not None, reason=str(why_no_strace()))
-def test_a_process_killed_at_a_system_call(tmp_path: Path) -> None:
-    killed, verdict = kill_at_call(tmp_path, 7, "pwrite64", 60)
-    assert killed.durable > 0
+@pytest.mark.parametrize("load", LOADS, ids=lambda load: load.name)
+def test_a_process_killed_at_a_system_call(tmp_path: Path, load: Load) -> None:
+    killed, verdict = kill_at_call(tmp_path, load, 7, "pwrite64", 40)
+    assert sum(killed.durable.values()) > 0
     assert not killed.done
     assert verdict.outcome.holds, verdict
 
 
 def test_more_promised_than_there_is_is_noticed(tmp_path: Path) -> None:
     make(str(tmp_path / "image"))
-    assert compared(tmp_path / "image", 1, Killed(0, done=False)).outcome is Outcome.PROMISED
-    assert compared(tmp_path / "image", 1, Killed(100, done=False)).outcome is Outcome.LOST
+    for load in LOADS:
+        assert compared(tmp_path / "image", load, 1, Killed({})).outcome is Outcome.PROMISED
+        assert compared(tmp_path / "image", load, 1, Killed({0: 80})).outcome is Outcome.LOST
+    assert compared(tmp_path / "image", BACKER, 1, Killed({3: 80})).outcome is Outcome.LOST
+    failed = Killed({}, error="failed NoSpace()")
+    assert compared(tmp_path / "image", ENGINE, 1, failed).outcome is Outcome.FOREIGN
+
+
+def test_what_is_of_no_client_is_noticed(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    make(str(image))
+    engine = open_wf1(FileDevice.open(image))
+    engine.create(ROOT, "stranger")
+    engine.close()
+    assert compared(image, BACKER, 1, Killed({})).outcome is Outcome.INVENTED
 
 
 def test_what_is_no_volume_does_not_open() -> None:
@@ -135,7 +157,7 @@ def test_every_bit() -> None:
 def test_many_killed_processes(tmp_path: Path) -> None:
     tally = kill(tmp_path, 100, 25)
     assert_holds(tally)
-    assert tally.states == 25 * (1 + len(CALLS) * (why_no_strace() is None))
+    assert tally.states == 25 * len(LOADS) * (1 + len(CALLS) * (why_no_strace() is None))
 
 
 @pytest.mark.long
@@ -144,5 +166,6 @@ def test_power_cuts(tmp_path: Path) -> None:
     if (reason := why_no_power_cut(tmp_path)) is not None:
         pytest.skip(reason)
     for seed in range(20):
-        _, verdict = cut_power(tmp_path, seed)
-        assert verdict.outcome.holds, (seed, verdict)
+        for load in LOADS:
+            _, verdict = cut_power(tmp_path, load, seed)
+            assert verdict.outcome.holds, (load.name, seed, verdict)

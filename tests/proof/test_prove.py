@@ -16,7 +16,7 @@ from capstore.tools.prove.report import as_html, as_json, lines
 
 
 def made() -> Proof:
-    tally = Tally(workloads=3, repeated=1)
+    tally = Tally(workloads=3, repeated=1, recognised=2)
     tally.shapes["ace1", "checkpoint", "drops", "as promised"] = 5
     tally.shapes["random", "recovery", "random", "further on"] = 2
     return Proof(
@@ -40,7 +40,9 @@ def test_the_report() -> None:
     page = as_html(report)
     assert "no &lt;flush&gt;" in page
     assert "http" not in page
-    assert list(lines(report))[-1] == "7 states of 3 workloads in 2 s (1 met before), lost: 0"
+    assert list(lines(report))[-1] == (
+        "7 states of 3 workloads in 2 s (1 met before, 2 recognised by what is read), lost: 0"
+    )
 
 
 def test_a_report_of_losses() -> None:

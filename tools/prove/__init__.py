@@ -8,4 +8,6 @@ Invariants:
   follows upon a crash is ``WORKLOAD@STATE@STATE``.
 * The same arguments examine the same states with the same outcomes, on however many processors.
 * What must hold of a state stands in `capstore.tools.prove.examine`, and nowhere else.
+* A state is examined by itself or recognised as one that cannot be told from one that was
+  (`capstore.tools.prove.tracing`), which comes to the same.
 """

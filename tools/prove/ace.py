@@ -19,28 +19,40 @@ from capstore.tools.prove.model import Model, Refused
 from capstore.tools.prove.recording import start
 from capstore.tools.prove.workload import Step, Workload, to_model
 
-PATHS: Final = ("a", "b", "d", "d/a", "d/b", "e", "e/a")
-# Offset and length: at the beginning, in the middle across a sector, at a block, behind the end,
-# and of more than one stored unit.
-_WRITES: Final = ((0, 300), (400, 300), (512, 512), (999, 1), (0, 4000), (3000, 100), (200, 70_000))
+PATHS: Final = ("a", "b", "d", "d/a", "d/b", "e", "e/a", "s")
+# Offset and length: at the beginning, in the middle across a sector, a block, all that is there,
+# across the end, behind the end, and of more than one stored unit.
+_WRITES: Final = (
+    (0, 300),
+    (400, 300),
+    (512, 512),
+    (999, 1),
+    (0, 1000),
+    (0, 4000),
+    (3000, 100),
+    (200, 70_000),
+)
 _APPENDS: Final = (1, 100, 5000)
-_SIZES: Final = (0, 1, 511, 512, 700, 4000)
+_SIZES: Final = (0, 1, 511, 512, 700, 4000, 70_000)
 # What makes the first of two operations durable, or sees to it that it is in a frame of its own.
 _BETWEEN: Final = ("", "commit", "sync", "checkpoint")
+# What can be done behind an operation of a kind, and changes no tree.
+_AFTER: Final = {"orphan": (Step("release"),)}
 _FINALLY: Final = ("sync", "checkpoint")
 
 
 def operations(model: Model, number: int) -> Iterator[Step]:
     """All that can be done on `model`; what is written has the bytes of `number`."""
     for path in PATHS:
-        for op in ("create", "mkdir", "remove"):
+        for op in ("create", "mkdir", "remove", "orphan"):
             yield Step(op, (path,))
         yield Step("symlink", (path, "d/a"))
         for offset, size in _WRITES:
             yield Step("write", (path,), (offset, size, number))
         for size in _APPENDS:
             yield Step("append", (path,), (size, number))
-        yield Step("chmod", (path,), (1,))
+        for executable in (0, 1):
+            yield Step("chmod", (path,), (executable,))
         for size in _SIZES:
             yield Step("truncate", (path,), (size,))
         for other in PATHS:
@@ -90,8 +102,8 @@ def length_2() -> tuple[Workload, ...]:
     _, model = start(4)
     parts = [
         (one, *([Step(between)] if between else []), two, Step("sync"))
-        for one, after in possible(model, 11)
-        for two, _ in possible(after, 12)
+        for one, after in [*possible(model, 11), (Step("snapshot"), model)]
+        for two in [*(step for step, _ in possible(after, 12)), *_AFTER.get(one.op, ())]
         for between in _BETWEEN
     ]
     return tuple(Workload(f"ace2-{n}", (part,)) for n, part in enumerate(parts))

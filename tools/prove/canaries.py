@@ -7,7 +7,7 @@ comes with the workloads that show it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from unittest.mock import patch
@@ -16,20 +16,27 @@ from capstore.images import wf1, wf1_log, wf1_recovery
 from capstore.images.checksums import crc32c
 from capstore.images.wf1_checkpoint import CheckpointWriter
 from capstore.images.wf1_engine import Engine
-from capstore.tools.prove.explore import Failure, Search, exhaustive, explore, forget
-from capstore.tools.prove.recording import start
+from capstore.images.wf1_writer import Writer
+from capstore.tools.prove.explore import Explorer, Failure, Search, Tally, exhaustive
+from capstore.tools.prove.recording import begin
 from capstore.tools.prove.running import workload_of
 
 _ANY: Final = (1 << 64) - 1
+_KEY_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """`without` takes the precaution out; `workloads` show it."""
+    """`without` takes the precaution out; `workloads` show it.
+
+    With `opening` it is there while the workload is done, which would not even begin, and is taken
+    out of what opens the volume afterwards.
+    """
 
     name: str
     without: Callable[[], AbstractContextManager[None]]
     workloads: Sequence[str]
+    opening: bool = False
 
 
 @contextmanager
@@ -42,7 +49,7 @@ def _patched(*places: tuple[Any, str, Any]) -> Iterator[None]:
 
 def _sync_without_flush() -> AbstractContextManager[None]:
     def sync(self: Engine) -> None:
-        self.flushed(self.commit())
+        self.writer.flushed(self.commit())
 
     return _patched((Engine, "sync", sync))
 
@@ -50,19 +57,19 @@ def _sync_without_flush() -> AbstractContextManager[None]:
 def _superblock_first() -> AbstractContextManager[None]:
     """The superblock is durable when the tables that it points to are yet to be written."""
     held: list[tuple[CheckpointWriter, int, bytes]] = []
-    write, put = CheckpointWriter.write, Engine._write_superblock
+    write, put = CheckpointWriter.write, Writer.write_superblock
 
     def hold(self: CheckpointWriter, offset: int, data: bytes) -> None:
         held.append((self, offset, data))
 
-    def put_first(self: Engine, superblock: wf1.Superblock) -> None:
+    def put_first(self: Writer, superblock: wf1.Superblock) -> None:
         put(self, superblock)
         self.device.flush()
         for writer, offset, data in held:
             write(writer, offset, data)
         held.clear()
 
-    return _patched((CheckpointWriter, "write", hold), (Engine, "_write_superblock", put_first))
+    return _patched((CheckpointWriter, "write", hold), (Writer, "write_superblock", put_first))
 
 
 def _data_not_verified() -> AbstractContextManager[None]:
@@ -85,7 +92,7 @@ def _payload_not_verified() -> AbstractContextManager[None]:
 
 def _no_new_life() -> AbstractContextManager[None]:
     """Frames that an earlier life left behind pass for those of this one."""
-    return _patched((Engine, "_begin_life", lambda self, entropy: None))
+    return _patched((Writer, "begin_life", lambda self, entropy: None))
 
 
 def _epoch_not_checked() -> AbstractContextManager[None]:
@@ -98,13 +105,23 @@ def _epoch_not_checked() -> AbstractContextManager[None]:
     return _patched((wf1_log, "_frame_at", any_epoch))
 
 
+def _key_not_checked() -> AbstractContextManager[None]:
+    """Frames of other volumes, and bytes of files that look like frames, pass for those of this."""
+    header_at = wf1_log._header_at
+
+    def any_key(raw: bytes, offset: int, key: int) -> Any:
+        return header_at(raw, offset, int.from_bytes(raw[offset : offset + _KEY_BYTES], "little"))
+
+    return _patched((wf1_log, "_header_at", any_key))
+
+
 def _freed_at_once() -> AbstractContextManager[None]:
     """Segments are free as soon as nothing in them is live, not behind the next checkpoint."""
     perform = Engine.perform
 
     def perform_and_free(self: Engine, *arguments: Any) -> None:
         perform(self, *arguments)
-        self.space.release(self.space.reclaimable(self.is_held))
+        self.space.release(self.space.reclaimable(self.upkeep.is_held))
 
     return _patched((Engine, "perform", perform_and_free))
 
@@ -133,6 +150,12 @@ CANARIES: Final = (
         ("scenario-old-frames-behind-new", "scenario-old-frames-same-place"),
     ),
     Canary(
+        "keys of frames not checked",
+        _key_not_checked,
+        ("scenario-log-of-another-volume",),
+        opening=True,
+    ),
+    Canary(
         "segments reused before a checkpoint",
         _freed_at_once,
         ("scenario-segments-reused-before-checkpoint", "scenario-cleaned-then-written"),
@@ -144,18 +167,19 @@ SEARCH: Final[Search] = exhaustive(6, nested_max=8)
 
 def caught(canary: Canary, search: Search = SEARCH) -> Failure | None:
     """The first state that gives the canary away; None if the proof does not notice it."""
-    forget()
-    try:
-        for name in canary.workloads:
-            workload = workload_of(name)
-            # The volume that it begins with is a sound one.
-            start(workload.spare_segments)
-            with canary.without():
-                tally = explore(workload, search)
-            # A canary that cannot even do its work shows nothing about crashes.
-            found = [failure for failure in tally.failures if "@" in failure.state]
-            if found:
-                return found[0]
-    finally:
-        forget()
+    for name in canary.workloads:
+        workload = workload_of(name)
+        # The volume that it begins with is a sound one.
+        begin(workload)
+        explorer, tally = Explorer(), Tally()
+        with nullcontext() if canary.opening else canary.without():
+            recording = explorer.first_life(tally, workload)
+        # A canary that cannot even do its work shows nothing about crashes.
+        if recording is None:
+            continue
+        with canary.without():
+            explorer.examine(tally, workload, [search], recording)
+        found = [failure for failure in tally.failures if "@" in failure.state]
+        if found:
+            return found[0]
     return None

@@ -42,6 +42,10 @@ _WEIGHTS: Final = {
     "append": 3,
     "truncate": 2,
     "remove": 3,
+    "orphan": 1,
+    "release": 1,
+    "snapshot": 1,
+    "drop": 1,
     "rename": 4,
     "move": 1,
     "exchange": 1,
@@ -135,7 +139,7 @@ def _two(op: str) -> Callable[[Random, Model, int], Step]:
 
 
 _STEPS: Final[dict[str, Callable[[Random, Model, int], Step]]] = {
-    **{op: _one(op) for op in ("create", "mkdir", "remove")},
+    **{op: _one(op) for op in ("create", "mkdir", "remove", "orphan")},
     **{op: _two(op) for op in ("rename", "move", "exchange", "link")},
     "symlink": lambda r, m, _: Step("symlink", (_path(r, m), r.choice(_NAMES))),
     "write": lambda r, m, n: Step("write", (_file(r, m),), (r.choice(_OFFSETS), _size(r), 100 + n)),

@@ -15,20 +15,22 @@ from dataclasses import dataclass
 from typing import Final
 
 from capstore.images.devices import MemoryDevice
-from capstore.images.faults import CountdownDevice, Mode, RecordingDevice, crash_states
+from capstore.images.faults import CountdownDevice, Mode, RecordingDevice
+from capstore.images.faults_image import SectorImage, Sectors
+from capstore.images.faults_states import sector_states
 from capstore.images.wf1_engine import Engine
 from capstore.schema.errors import NoSpace, StorageError, StorageIOError
-from capstore.tools.prove.examine import examine, judged
+from capstore.tools.prove.examine import Examiner
 from capstore.tools.prove.explore import Failure, Tally
 from capstore.tools.prove.model import Model, Refused
 from capstore.tools.prove.recording import (
     Disagreement,
     Moment,
     Recording,
+    begin,
     opened,
     record,
     seen,
-    start,
 )
 from capstore.tools.prove.workload import (
     DURABLE,
@@ -62,16 +64,16 @@ _MORE: Final = steps("create z; append z 300 9; sync")
 
 def places(workload: Workload) -> int:
     """How many operations of a device the first part of the workload takes."""
-    image, model = start(workload.spare_segments)
-    return len(record(image, model, workload.parts[0]).log)
+    image, model = begin(workload)
+    return len(record(SectorImage(Sectors(), image), model, workload.parts[0]).log)
 
 
 def count_down(workload: Workload, *, crashes: bool = True, every: int = 1) -> Tally:
     """Fails at every place, or each `every`-th, in every way; with `crashes` in a crash, too."""
-    tally = Tally(workloads=1)
+    tally, examiner = Tally(workloads=1), Examiner()
     for way in WAYS:
         for place in range(0, places(workload), every):
-            for outcome, detail in _failed(workload, place, way, crashes=crashes):
+            for outcome, detail in _failed(examiner, workload, place, way, crashes=crashes):
                 tally.shapes["countdown", way.name, "countdown", outcome] += 1
                 if detail is not None:
                     name = f"{workload.name} {way.name} {place}"
@@ -80,14 +82,14 @@ def count_down(workload: Workload, *, crashes: bool = True, every: int = 1) -> T
 
 
 def _failed(
-    workload: Workload, place: int, way: Way, *, crashes: bool
+    examiner: Examiner, workload: Workload, place: int, way: Way, *, crashes: bool
 ) -> Iterator[tuple[str, str | None]]:
     """Outcomes, each with a detail if it is not as it must be."""
-    base, model = start(workload.spare_segments)
+    base, model = begin(workload)
     memory = MemoryDevice(base)
     recorder = RecordingDevice(memory)
     device = CountdownDevice(recorder, place, "any", way.error, torn=way.torn)
-    recording = Recording(base, recorder.log, [Moment(0, model, model.tree())])
+    recording = Recording(examiner.image(base), recorder.log, [Moment(0, model, model.tree())])
     try:
         _work(recording, device, model, (*workload.parts[0], *_MORE))
     except Disagreement as error:
@@ -97,12 +99,13 @@ def _failed(
         yield "foreign exception", repr(error)
         return
     last = len(recording.moments) - 1
-    verdicts = [judged(memory.view, recording.moments, recording.acks[-1][1], last)]
+    left = [(examiner.image(memory.view), recording.acks[-1][1], last)]
     if crashes:
         modes = (Mode.LINEAR, Mode.DROPS)
-        states = list(crash_states(recording.log, base, modes=modes))
-        verdicts += [examine(state.image, recording, state.at) for state in states[-3:]]
-    for verdict in verdicts:
+        states = list(sector_states(recording.log, recording.base, modes=modes))[-3:]
+        left += [(s.image, recording.promised(s.at), recording.latest(s.at)) for s in states]
+    for image, first, last in left:
+        verdict = examiner.judged(image, recording.moments, first, last)
         yield verdict.outcome.value, None if verdict.outcome.holds else verdict.detail
 
 

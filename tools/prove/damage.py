@@ -17,6 +17,7 @@ from typing import Final
 
 from capstore.images.devices import MemoryDevice
 from capstore.images.faults import RecordingDevice, apply_log
+from capstore.images.faults_image import SectorImage, Sectors
 from capstore.images.records import BLOCK_BYTES
 from capstore.schema.errors import Corrupt, StorageError, Unsupported
 from capstore.schema.nodes import Buffer
@@ -36,7 +37,7 @@ _BITS: Final = 8
 def subject() -> tuple[bytes, Sequence[Moment]]:
     """A small image of a volume that grows, and what it has shown until now."""
     base, model = start(0)
-    recording = record(base, model, _STEPS)
+    recording = record(SectorImage(Sectors(), base), model, _STEPS)
     return apply_log(recording.log, base), recording.moments
 
 

@@ -7,18 +7,21 @@ operations (`AFTER`), so that crashes during recovery are gone through as well.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from capstore.images.faults import CrashState, Mode, crash_states, replay
+from capstore.images.faults import Flush, Mode, replay
+from capstore.images.faults_image import SectorImage
+from capstore.images.faults_states import SectorState, sector_states
 from capstore.schema.errors import InvalidArgument, StorageError
-from capstore.tools.prove.examine import Outcome, Verdict, examine
+from capstore.tools.prove.examine import Examiner, Outcome, Verdict
 from capstore.tools.prove.model import Model
-from capstore.tools.prove.recording import Disagreement, Recording, record, start
+from capstore.tools.prove.recording import Disagreement, Recording, begin, record
 from capstore.tools.prove.workload import Step, Workload, steps
 
 # What is done with a volume after a crash that ends a workload.
@@ -28,14 +31,12 @@ AFTER: Final = (
     steps("symlink z z; commit; clean; sync"),
     steps("create z; append z 700 9001; commit; rename z s; sync"),
 )
-# Verdicts are kept while a process goes through neighbouring workloads: they have states in common.
-_KNOWN_MAX: Final = 100_000
 _FAILURES_KEPT_MAX: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Which states: see `capstore.images.faults.crash_states`.
+    """Which states: see `capstore.images.faults_states`.
 
     `nested_max` of the states of a part, chosen by chance, are gone on with, each `depth_max` times
     in a row, or as often as the workload has parts.
@@ -85,8 +86,10 @@ class Tally:
 
     shapes: Counter[Shape] = field(default_factory=Counter)
     workloads: int = 0
-    # Of the states, those that were met before in the same process, with the same promises.
+    # Of the states, those that were met before in the same chunk of work, with the same promises.
     repeated: int = 0
+    # And those of the others that differed from earlier ones only in what nothing reads.
+    recognised: int = 0
     failures: list[Failure] = field(default_factory=list)
     failed: int = 0
 
@@ -100,6 +103,7 @@ class Tally:
         self.shapes.update(other.shapes)
         self.workloads += other.workloads
         self.repeated += other.repeated
+        self.recognised += other.recognised
         self.failed += other.failed
         room = _FAILURES_KEPT_MAX - len(self.failures)
         self.failures += other.failures[: max(0, room)]
@@ -111,64 +115,86 @@ class Tally:
             self.failures.append(failure)
 
 
-def explore(workload: Workload, search: Search) -> Tally:
-    """Examines the states of a workload."""
-    tally = Tally(workloads=1)
-    image, model = start(workload.spare_segments)
-    _Exploration(workload, search, tally).life(workload.name, image, model, 0)
-    return tally
+class Explorer:
+    """Goes through workloads that have states in common, and examines none of these twice."""
 
+    def __init__(self) -> None:
+        self._examiner = Examiner()
+        self._known: dict[tuple[int, bytes, tuple[int, ...]], Verdict] = {}
 
-class _Exploration:
-    def __init__(self, workload: Workload, search: Search, tally: Tally) -> None:
-        self._workload = workload
-        self._search = search
-        self._tally = tally
-        self._depth_max = max(search.depth_max, len(workload.parts) - 1)
-        self._family = workload.name.partition("-")[0]
+    def explore(self, workload: Workload, searches: Sequence[Search]) -> Tally:
+        """Examines the states of a workload."""
+        tally = Tally(workloads=1)
+        recording = self.first_life(tally, workload)
+        if recording is not None:
+            self.examine(tally, workload, searches, recording)
+        return tally
 
-    def life(self, at: str, image: bytes, model: Model, depth: int) -> None:
+    def first_life(self, tally: Tally, workload: Workload) -> Recording | None:
+        """What the workload does before there is a crash; None if that failed, which is counted."""
+        base, model = begin(workload)
+        image = self._examiner.image(base)
+        return self._recorded(tally, workload, workload.name, image, model, 0)
+
+    def examine(
+        self, tally: Tally, workload: Workload, searches: Sequence[Search], recording: Recording
+    ) -> None:
+        """Examines the states that crashes leave of that, and of what follows upon them."""
+        for search in searches:
+            self._life(tally, workload, search, workload.name, recording, 0)
+
+    @staticmethod
+    def _recorded(
+        tally: Tally, workload: Workload, at: str, image: SectorImage, model: Model, depth: int
+    ) -> Recording | None:
         """One life of the volume, which begins at the state `at`."""
         try:
-            recording = record(image, model, part_of(self._workload, depth), depth)
+            return record(image, model, part_of(workload, depth), depth)
         except (StorageError, Disagreement) as error:
             outcome = "disagreement" if isinstance(error, Disagreement) else "failed"
-            self._tally.fail(Failure(at, outcome, repr(error), str(self._workload)))
-            return
-        chosen: list[tuple[CrashState, int]] = []
-        random = Random(f"{at} {self._search.seed}")  # noqa: S311 - the same each time
-        for number, (state, verdict) in enumerate(self._states(recording, at, depth)):
+            tally.fail(Failure(at, outcome, repr(error), str(workload)))
+            return None
+
+    def _life(
+        self,
+        tally: Tally,
+        workload: Workload,
+        search: Search,
+        at: str,
+        recording: Recording,
+        depth: int,
+    ) -> None:
+        chosen: list[tuple[SectorState, int]] = []
+        depth_max = max(search.depth_max, len(workload.parts) - 1)
+        random = Random(f"{at} {search.seed}")  # noqa: S311 - the same each time
+        states = self._states(tally, workload, search, at, recording, depth)
+        for number, (state, verdict) in enumerate(states):
             # A sample of all, of a size that is known before (Vitter's algorithm R).
-            if verdict.moment < 0 or depth >= self._depth_max:
+            if verdict.moment < 0 or depth >= depth_max:
                 continue
-            if len(chosen) < self._search.nested_max:
+            if len(chosen) < search.nested_max:
                 chosen.append((state, verdict.moment))
             elif chosen and (place := random.randrange(number + 1)) < len(chosen):
                 chosen[place] = (state, verdict.moment)
         for state, moment in chosen:
             found = recording.moments[moment].model
-            self.life(f"{at}@{state.id}", state.image, found, depth + 1)
-
-    def _examined(self, state: CrashState, recording: Recording) -> Verdict:
-        first, last = recording.promised(state.at), recording.latest(state.at)
-        marks = tuple(moment.mark for moment in recording.moments[first : last + 1])
-        # No checksum: images differ in records that carry theirs, so that all have the same.
-        key = (first, hash(state.image), marks)
-        verdict = _known.get(key)
-        if verdict is None:
-            verdict = examine(state.image, recording, state.at)
-            if len(_known) >= _KNOWN_MAX:
-                _known.clear()
-            _known[key] = verdict
-        else:
-            self._tally.repeated += 1
-        return verdict
+            below = f"{at}@{state.id}"
+            more = self._recorded(tally, workload, below, state.image, found, depth + 1)
+            if more is not None:
+                self._life(tally, workload, search, below, more, depth + 1)
 
     def _states(
-        self, recording: Recording, at: str, depth: int
-    ) -> Iterator[tuple[CrashState, Verdict]]:
-        search = self._search
-        for state in crash_states(
+        self,
+        tally: Tally,
+        workload: Workload,
+        search: Search,
+        at: str,
+        recording: Recording,
+        depth: int,
+    ) -> Iterator[tuple[SectorState, Verdict]]:
+        family = workload.name.partition("-")[0]
+        epoch: _Epoch | None = None
+        for state in sector_states(
             recording.log,
             recording.base,
             modes=search.modes,
@@ -176,30 +202,54 @@ class _Exploration:
             samples=search.samples,
             seed=search.seed,
         ):
-            verdict = self._examined(state, recording)
-            phase = recording.phase(state.at)
-            if depth and phase == "operation":
-                phase = "operation after a crash"
-            shape = (self._family, phase, state.mode.value, verdict.outcome.value)
-            self._tally.shapes[shape] += 1
+            if epoch is None or epoch.at != state.at:
+                epoch = _Epoch.of(recording, state.at, depth)
+            verdict = self._examined(tally, state.image, recording, epoch)
+            tally.shapes[family, epoch.phase, state.mode.value, verdict.outcome.value] += 1
             if not verdict.outcome.holds:
-                self._tally.fail(
-                    Failure(
-                        f"{at}@{state.id}",
-                        verdict.outcome.value,
-                        verdict.detail,
-                        str(self._workload),
-                    )
-                )
+                name, outcome = f"{at}@{state.id}", verdict.outcome.value
+                tally.fail(Failure(name, outcome, verdict.detail, str(workload)))
             yield state, verdict
 
+    def _examined(
+        self, tally: Tally, image: SectorImage, recording: Recording, epoch: _Epoch
+    ) -> Verdict:
+        digest = hashlib.blake2b(image.key, digest_size=16).digest()
+        key = (epoch.first, digest, epoch.marks)
+        verdict = self._known.get(key)
+        if verdict is not None:
+            tally.repeated += 1
+            return verdict
+        before = self._examiner.pieces.done
+        verdict = self._examiner.judged(image, recording.moments, epoch.first, epoch.last)
+        tally.recognised += self._examiner.pieces.done == before
+        self._known[key] = verdict
+        return verdict
 
-_known: dict[tuple[int, int, tuple[int, ...]], Verdict] = {}
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """What is the same for all states of an epoch: the moments that may be there."""
+
+    at: int
+    first: int
+    last: int
+    marks: tuple[int, ...]
+    phase: str
+
+    @classmethod
+    def of(cls, recording: Recording, at: int, depth: int) -> _Epoch:
+        """That of a crash when the log was `at` long, behind `depth` others."""
+        first, last = recording.promised(at), recording.latest(at)
+        phase = recording.phase(at)
+        if depth and phase == "operation":
+            phase = "operation after a crash"
+        return cls(at, first, last, recording.marks(first, last), phase)
 
 
-def forget() -> None:
-    """Forgets what was examined."""
-    _known.clear()
+def explore(workload: Workload, *searches: Search) -> Tally:
+    """Examines the states of one workload."""
+    return Explorer().explore(workload, searches)
 
 
 def part_of(workload: Workload, depth: int) -> tuple[Step, ...]:
@@ -214,13 +264,16 @@ def replayed(workload: Workload, states: list[str]) -> tuple[bytes, Recording, V
 
     Raises `InvalidArgument` for what is no state of the workload.
     """
-    image, model = start(workload.spare_segments)
+    examiner = Examiner()
+    image, model = begin(workload)
     if not states:
         raise InvalidArgument("an id names a workload and at least one state")
     for depth, state in enumerate(states):
-        recording = record(image, model, part_of(workload, depth), depth)
+        recording = record(examiner.image(image), model, part_of(workload, depth), depth)
         image = replay(recording.log, image, state)
-        verdict = examine(image, recording, _at(recording, state))
+        epoch = _Epoch.of(recording, _at(recording, state), depth)
+        left = examiner.image(image)
+        verdict = examiner.judged(left, recording.moments, epoch.first, epoch.last)
         if verdict.moment < 0:
             break
         model = recording.moments[verdict.moment].model
@@ -229,8 +282,6 @@ def replayed(workload: Workload, states: list[str]) -> tuple[bytes, Recording, V
 
 def _at(recording: Recording, state: str) -> int:
     """How long the log was at the end of the epoch that a state's id names."""
-    from capstore.images.faults import Flush
-
     epoch = int(state.removeprefix("epoch=").partition("/")[0])
     ends = [at for at, operation in enumerate(recording.log) if isinstance(operation, Flush)]
     return [*ends, len(recording.log)][epoch]
@@ -239,6 +290,7 @@ def _at(recording: Recording, state: str) -> int:
 __all__ = [
     "AFTER",
     "LINEAR",
+    "Explorer",
     "Failure",
     "Outcome",
     "Search",

@@ -1,8 +1,9 @@
 """Real processes that are killed, on a real file.
 
-A process works on a volume and says what is durable (`capstore.tools.prove.worker`); SIGKILL ends
-it at a moment by chance, or at the n-th of a kind of system call, by strace's fault injection.  The
-volume then has to hold what was said, and nothing that was not done.
+A process works on a volume and says what is durable (`capstore.tools.prove.load`); SIGKILL ends it
+at a moment by chance, or at the n-th of a kind of system call, by strace's fault injection.  The
+volume then has to hold what was said, and nothing that was not done: of each stream of steps the
+tree of one moment.
 
 Invariants: the file is looked at only when the process is gone.  SIGKILL takes nothing out of the
 host's cache: what is proved here is that the promises come in order and that no moment between two
@@ -16,27 +17,60 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Final, Self
 
-from capstore.tools.prove.examine import Verdict, judged
+from capstore.images.devices import MemoryDevice
+from capstore.schema.errors import StorageError
+from capstore.tools.prove.examine import Outcome, Verdict, judged, shown
 from capstore.tools.prove.explore import Failure, Tally
-from capstore.tools.prove.model import Model, Refused
-from capstore.tools.prove.recording import Moment
-from capstore.tools.prove.worker import load, make
-from capstore.tools.prove.workload import to_model
+from capstore.tools.prove.load import DONE, FAILED, OPERATIONS, Stream, clients, make, mixed
+from capstore.tools.prove.model import Model
+from capstore.tools.prove.recording import Moment, opened, seen
 
-OPERATIONS: Final = 400
 # The system calls that change a file.
-CALLS: Final = ("pwrite64", "fdatasync", "ftruncate")
+CALLS: Final = ("pwrite64", "fdatasync", "ftruncate", "fallocate")
 _SECONDS_MAX: Final = 120.0
-_CALLS_MAX: Final = {"pwrite64": 400, "fdatasync": 150, "ftruncate": 2}
-# About how long a worker lives, in seconds behind its first word.
-_LIFE: Final = 1.0
+# How long after a word a worker is killed, at most: about as long as until the next one.
+_SECONDS_AFTER_MAX: Final = 0.005
 _READ_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a kind of process does: the steps of `streams`, which are of a seed, in `module`.
+
+    `calls` are about how many of each system call one of its threads has made by the end.
+    """
+
+    name: str
+    module: str
+    streams: Callable[[int, int], list[Stream]]
+    calls: Mapping[str, int]
+
+    def words(self, seed: int) -> int:
+        """How many promises a worker makes."""
+        return sum(stream.promises for stream in self.streams(seed, OPERATIONS))
+
+
+LOADS: Final = (
+    Load(
+        "engine",
+        "capstore.tools.prove.worker",
+        mixed,
+        {"pwrite64": 900, "fdatasync": 250, "ftruncate": 6, "fallocate": 60},
+    ),
+    Load(
+        "backer",
+        "capstore.tools.prove.backer_worker",
+        clients,
+        {"pwrite64": 150, "fdatasync": 70, "ftruncate": 2, "fallocate": 7},
+    ),
+)
+ENGINE, BACKER = LOADS
 
 
 def why_no_strace() -> str | None:
@@ -49,20 +83,35 @@ def why_no_strace() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """What a worker had said when it was gone: the steps that were durable, if it was done."""
+    """What a worker had said when it was gone: how many steps of each stream were durable, whether
+    it was done, and what it failed with."""
 
-    durable: int
-    done: bool
+    durable: Mapping[int, int]
+    done: bool = False
+    error: str = ""
+
+    @classmethod
+    def of(cls, lines: Sequence[str]) -> Killed:
+        """Takes in what was said."""
+        durable: dict[int, int] = {}
+        for line in lines:
+            stream, _, number = line.partition(" ")
+            if stream.isdigit():
+                durable[int(stream)] = int(number)
+        error = next((line for line in lines if line.startswith(FAILED)), "")
+        return cls(durable, DONE in lines, error)
 
 
 class Worker:
     """A process that works on the volume in `image`; killed when the block ends, if not before."""
 
-    def __init__(self, image: Path, seed: int, prefix: Sequence[str] = ()) -> None:
-        module = [sys.executable, "-m", "capstore.tools.prove.worker"]
-        command = [*prefix, *module, str(image), str(seed), str(OPERATIONS)]
+    def __init__(self, load: Load, image: Path, seed: int, prefix: Sequence[str] = ()) -> None:
+        command = [*prefix, sys.executable, "-m", load.module, str(image), str(seed)]
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+            [*command, str(OPERATIONS)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
         )
         self._said = b""
 
@@ -74,27 +123,39 @@ class Worker:
 
     def listen(self, seconds: float) -> bool:
         """Takes in what is said within so many seconds; whether there may be more."""
-        assert self._process.stdout is not None  # noqa: S101 - a pipe was asked for
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            ready, _, _ = select.select([self._process.stdout], [], [], left)
-            if ready:
-                data = self._process.stdout.read(_READ_BYTES)
-                if not data:
-                    return False
-                self._said += data
+            if not self._hear(left):
+                return False
         return True
+
+    def _hear(self, seconds: float) -> bool:
+        """Takes in what is said next, within so many seconds; whether there may be more."""
+        assert self._process.stdout is not None  # noqa: S101 - a pipe was asked for
+        ready, _, _ = select.select([self._process.stdout], [], [], max(0, seconds))
+        if not ready:
+            return True
+        data = self._process.stdout.read(_READ_BYTES)
+        self._said += data or b""
+        return bool(data)
 
     @property
     def lines(self) -> list[str]:
         """What was said, in whole lines."""
         return self._said.decode().split("\n")[:-1]
 
-    def wait_until_ready(self) -> None:
-        """Waits for the first word."""
+    def wait_for(self, words: int) -> None:
+        """Waits until it has said that it is ready, and so many promises; or all it had to say."""
         end = time.monotonic() + _SECONDS_MAX
-        while not self.lines and time.monotonic() < end and self.listen(0.01):
-            continue
+        while self._said.count(b"\n") <= words and self._hear(end - time.monotonic()):
+            if time.monotonic() > end:
+                return
+
+    def wait_for_chance(self, load: Load, seed: int) -> None:
+        """Waits until a moment by chance, in which it is still at work."""
+        random = Random(f"kill {seed}")  # noqa: S311 - the same each time
+        self.wait_for(random.randrange(load.words(seed)))
+        self.listen(random.random() * _SECONDS_AFTER_MAX)
 
     def kill(self) -> Killed:
         """Ends it with SIGKILL, and takes in the rest of what it said."""
@@ -103,66 +164,79 @@ class Worker:
             self.listen(_SECONDS_MAX)
             self._process.stdout.close()
             self._process.wait()
-        numbers = [int(line) for line in self.lines if line.isdigit()]
-        return Killed(max(numbers, default=0), "done" in self.lines)
+        return Killed.of(self.lines)
 
 
-def kill_by_chance(folder: Path, seed: int) -> tuple[Killed, Verdict]:
+def kill_by_chance(folder: Path, load: Load, seed: int) -> tuple[Killed, Verdict]:
     """One worker, killed at a moment by chance."""
-    image = folder / f"chance-{seed}"
+    image = folder / f"{load.name}-chance-{seed}"
     make(str(image))
-    delay = Random(f"kill {seed}").random() * _LIFE  # noqa: S311 - the same each time
-    with Worker(image, seed) as worker:
-        worker.wait_until_ready()
-        worker.listen(delay)
+    with Worker(load, image, seed) as worker:
+        worker.wait_for_chance(load, seed)
         killed = worker.kill()
-    return killed, compared(image, seed, killed)
+    return killed, compared(image, load, seed, killed)
 
 
-def kill_at_call(folder: Path, seed: int, call: str, number: int) -> tuple[Killed, Verdict]:
-    """One worker, killed when it enters its `number`-th system call of a kind."""
-    image = folder / f"{call}-{number}-{seed}"
+def kill_at_call(
+    folder: Path, load: Load, seed: int, call: str, number: int
+) -> tuple[Killed, Verdict]:
+    """One worker, killed when a thread of it enters its `number`-th system call of a kind."""
+    image = folder / f"{load.name}-{call}-{number}-{seed}"
     make(str(image))
     inject = f"inject={call}:signal=KILL:when={number}"
     prefix = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject]
-    with Worker(image, seed, prefix) as worker:
+    with Worker(load, image, seed, prefix) as worker:
         worker.listen(_SECONDS_MAX)
         killed = worker.kill()
-    return killed, compared(image, seed, killed)
+    return killed, compared(image, load, seed, killed)
 
 
-def compared(image: Path, seed: int, killed: Killed) -> Verdict:
+def compared(image: Path, load: Load, seed: int, killed: Killed) -> Verdict:
     """Whether the volume holds what was said to be durable, or more of the same load."""
-    moments, needed = [Moment(0, Model(), {})], 0
-    model = moments[0].model
-    for number, step in enumerate(load(seed, OPERATIONS)):
-        if number == killed.durable:
-            needed = len(moments) - 1
-        after = model.copy()
-        try:
-            to_model(after, step)
-        except Refused:
-            continue
-        model = after
-        if (tree := model.tree()) != moments[-1].tree:
-            moments.append(Moment(0, model, tree))
-    if killed.done:
-        needed = len(moments) - 1
-    return judged(image.read_bytes(), moments, needed, len(moments) - 1)
+    if killed.error:
+        return Verdict(Outcome.FOREIGN, killed.error)
+    return compared_with(image.read_bytes(), load.streams(seed, OPERATIONS), killed)
+
+
+def compared_with(image: bytes, streams: Sequence[Stream], killed: Killed) -> Verdict:
+    """Whether of each stream there is what was durable, or more of it, and nothing else."""
+    try:
+        tree = seen(opened(MemoryDevice(image), writable=False))
+    except StorageError as error:
+        return Verdict(Outcome.UNOPENED, repr(error))
+    outcome, strange = Outcome.PROMISED, set(tree)
+    for number, stream in enumerate(streams):
+        steps = len(stream.steps) if killed.done else killed.durable.get(number, 0)
+        moments, needed = stream.moments(steps)
+        mine = stream.part_of(tree)
+        strange -= mine.keys()
+        verdict = shown(mine, moments, needed, len(moments) - 1)
+        if not verdict.outcome.holds:
+            return Verdict(verdict.outcome, f"stream {number}: {verdict.detail}")
+        if verdict.outcome is Outcome.FURTHER:
+            outcome = Outcome.FURTHER
+    if strange:
+        return Verdict(Outcome.INVENTED, f"nobody's: {', '.join(sorted(strange))[:200]}")
+    verdict = judged(image, [Moment(0, Model(), tree)], 0, 0)
+    return Verdict(outcome) if verdict.outcome.holds else verdict
 
 
 def kill(folder: Path, seed: int, times: int) -> Tally:
-    """So many workers killed by chance, and as many at each kind of system call if that can be."""
+    """So many workers of each load killed by chance, and as many at each kind of system call if
+    that can be."""
     tally = Tally()
     calls = () if why_no_strace() else CALLS
-    for mine in range(seed, seed + times):
-        _, verdict = kill_by_chance(folder, mine)
-        count(tally, "killed by chance", f"kill by chance, seed {mine}", verdict)
-        for call in calls:
-            random = Random(f"{call} {mine}")  # noqa: S311 - the same each time
-            number = random.randint(1, _CALLS_MAX[call])
-            _, verdict = kill_at_call(folder, mine, call, number)
-            count(tally, f"killed at {call}", f"kill at {call} {number}, seed {mine}", verdict)
+    for load in LOADS:
+        for mine in range(seed, seed + times):
+            _, verdict = kill_by_chance(folder, load, mine)
+            name = f"{load.name}, killed by chance"
+            count(tally, name, f"{name}, seed {mine}", verdict)
+            for call in calls:
+                random = Random(f"{call} {mine}")  # noqa: S311 - the same each time
+                number = random.randint(1, load.calls[call])
+                _, verdict = kill_at_call(folder, load, mine, call, number)
+                name = f"{load.name}, killed at {call}"
+                count(tally, name, f"{name} {number}, seed {mine}", verdict)
     return tally
 
 

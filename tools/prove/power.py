@@ -18,17 +18,15 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from random import Random
 from typing import Final
 
 from capstore.tools.prove.examine import Verdict
-from capstore.tools.prove.kill import Killed, Worker, compared
-from capstore.tools.prove.worker import make
+from capstore.tools.prove.kill import Killed, Load, Worker, compared_with
+from capstore.tools.prove.load import OPERATIONS, make
 
 _SHUTDOWN: Final = 0x8004587D
 _NO_LOG_FLUSH: Final = 2
 _DISK_BYTES: Final = 96 << 20
-_LIFE: Final = 1.0
 
 
 def why_no_power_cut(folder: Path) -> str | None:
@@ -49,21 +47,21 @@ def why_no_power_cut(folder: Path) -> str | None:
         disk.unlink()
 
 
-def cut_power(folder: Path, seed: int) -> tuple[Killed, Verdict]:
+def cut_power(folder: Path, load: Load, seed: int) -> tuple[Killed, Verdict]:
     """One worker, whose filesystem is shut down at a moment by chance."""
-    delay = Random(f"power {seed}").random() * _LIFE  # noqa: S311 - the same each time
     disk, mount = _disk(folder), folder / "mount"
     try:
         with _mounted(disk, mount):
             make(str(mount / "image"))
             os.sync()
-            with Worker(mount / "image", seed) as worker:
-                worker.wait_until_ready()
-                worker.listen(delay)
+            with Worker(load, mount / "image", seed) as worker:
+                worker.wait_for_chance(load, seed)
                 _shut_down(mount)
                 killed = worker.kill()
         with _mounted(disk, mount):
-            return killed, compared(mount / "image", seed, killed)
+            # A worker that was told of the failure before it was killed has said so.
+            image = (mount / "image").read_bytes()
+        return killed, compared_with(image, load.streams(seed, OPERATIONS), killed)
     finally:
         disk.unlink()
 

@@ -18,7 +18,7 @@ from capstore.tools.prove.canaries import CANARIES, caught
 from capstore.tools.prove.countdown import count_down
 from capstore.tools.prove.damage import flipped, subject, truncated, used_places
 from capstore.tools.prove.explore import Failure, Search, Tally, chance, exhaustive
-from capstore.tools.prove.kill import count, kill, why_no_strace
+from capstore.tools.prove.kill import LOADS, count, kill, why_no_strace
 from capstore.tools.prove.power import cut_power, why_no_power_cut
 from capstore.tools.prove.running import (
     ace_names,
@@ -35,7 +35,7 @@ _CHANCE_SHARE: Final = 100
 _COUNTED_DOWN: Final = 8
 _DAMAGED: Final = 2000
 _KILLS: Final = 4
-_POWER_CUTS: Final = 3
+_POWER_CUTS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,9 @@ def _power(proof: Proof, said: Callable[[Tally], None]) -> None:
             return
         tally = Tally()
         for seed in range(proof.parameters.seed, proof.parameters.seed + _POWER_CUTS):
-            _, verdict = cut_power(folder, seed)
-            count(tally, "power cut", f"power cut, seed {seed}", verdict)
+            for load in LOADS:
+                _, verdict = cut_power(folder, load, seed)
+                kind = f"{load.name}, power cut"
+                count(tally, kind, f"{kind}, seed {seed}", verdict)
         proof.tally.add(tally)
     said(Tally())

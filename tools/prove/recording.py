@@ -17,19 +17,23 @@ from capstore.images import wf1
 from capstore.images.device import BlockDevice
 from capstore.images.devices import MemoryDevice
 from capstore.images.faults import Flush, Operation, RecordingDevice
+from capstore.images.faults_image import SectorImage
 from capstore.images.wf1_engine import Engine
 from capstore.images.wf1_open import format_wf1, open_wf1
 from capstore.images.wf1_state import State
 from capstore.schema.errors import Corrupt, NoSpace, StorageError, StorageIOError
 from capstore.tools.prove.model import Leaf, Model, Refused, Tree
-from capstore.tools.prove.workload import DURABLE, Step, steps, to_engine, to_model
+from capstore.tools.prove.tracing import ImageDevice
+from capstore.tools.prove.workload import DURABLE, Step, Workload, held, steps, to_engine, to_model
 
 _NAMES_MAX: Final = 1000
 # What every volume begins with; the checkpoint behind it puts it into tables.
 START: Final = (
-    "mkdir d; mkdir e; create a; append a 1000 1; create d/a; append d/a 600 2; symlink s a;"
-    " checkpoint; truncate d/a 500; sync"
+    "mkdir d; mkdir e; create a; append a 1000 1; create d/a; append d/a 600 2; chmod d/a 1;"
+    " symlink s a; checkpoint; truncate d/a 500; sync"
 )
+# What another volume's log has behind the same steps.
+_ANOTHER: Final = "create ghost; sync; create d/ghost; append d/ghost 600 3; sync; remove a; sync"
 # Of what a step that fails may be a sign, beside a refusal.
 _FAULTS: Final = (Corrupt, StorageIOError)
 
@@ -101,11 +105,6 @@ class Moment:
     model: Model
     tree: Tree
 
-    @property
-    def mark(self) -> int:
-        """Equal for equal trees, within this process."""
-        return hash(frozenset(self.tree.items()))
-
 
 @dataclass(slots=True)
 class Recording:
@@ -115,7 +114,7 @@ class Recording:
     ends of steps in the log, with what was done.
     """
 
-    base: bytes
+    base: SectorImage
     log: Sequence[Operation]
     moments: list[Moment]
     acks: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
@@ -129,6 +128,11 @@ class Recording:
         """The last moment there had been when the log was so long."""
         return max(n for n, moment in enumerate(self.moments) if moment.at <= at)
 
+    def marks(self, first: int, last: int) -> tuple[int, ...]:
+        """Equal for equal trees of these moments, within this process."""
+        trees = [moment.tree for moment in self.moments[first : last + 1]]
+        return tuple(hash(frozenset(tree.items())) for tree in trees)
+
     def phase(self, at: int) -> str:
         """What was being done."""
         for end, phase in self.phases:
@@ -138,18 +142,18 @@ class Recording:
 
 
 @lru_cache(maxsize=8)
-def start(spare_segments: int) -> tuple[bytes, Model]:
-    """An image to begin with, and what is in it."""
-    device = MemoryDevice()
-    size = wf1.SEGMENTS_AT + (wf1.SEGMENTS_MIN + spare_segments) * wf1.SEGMENT_BYTES_MIN
-    format_wf1(
-        device,
-        size=size if spare_segments else None,
-        segment_bytes=wf1.SEGMENT_BYTES_MIN,
-        clock=Clock(),
-        entropy=entropy("format"),
-    )
-    engine, model = opened(device), Model()
+def start(spare_segments: int, *, over_another: bool = False) -> tuple[bytes, Model]:
+    """An image to begin with, and what is in it.
+
+    With `over_another` it was made where another volume was, whose log is still there: it has the
+    same frames in the same places, and more behind them.
+    """
+    device, model = MemoryDevice(), Model()
+    if over_another:
+        engine = _made(device, spare_segments, "another")
+        for step in steps(f"{START}; {_ANOTHER}"):
+            to_engine(engine, step)
+    engine = _made(device, spare_segments, "life 0")
     for step in steps(START):
         to_model(model, step)
         to_engine(engine, step)
@@ -158,20 +162,44 @@ def start(spare_segments: int) -> tuple[bytes, Model]:
     return device.read(0, device.size()), model
 
 
-def record(base: bytes, model: Model, part: Sequence[Step], life: int = 0) -> Recording:
+def _made(device: BlockDevice, spare_segments: int, life: str) -> Engine:
+    size = wf1.SEGMENTS_AT + (wf1.SEGMENTS_MIN + spare_segments) * wf1.SEGMENT_BYTES_MIN
+    format_wf1(
+        device,
+        size=size if spare_segments else None,
+        segment_bytes=wf1.SEGMENT_BYTES_MIN,
+        clock=Clock(),
+        entropy=entropy(f"format {life}"),
+    )
+    return open_wf1(device, clock=Clock(), entropy=entropy(life))
+
+
+def begin(workload: Workload) -> tuple[bytes, Model]:
+    """What a workload begins with."""
+    return start(workload.spare_segments, over_another=workload.over_another)
+
+
+def record(base: SectorImage, model: Model, part: Sequence[Step], life: int = 0) -> Recording:
     """Does the steps on a volume whose tree is `model`; what was written, beginning with opening.
 
     Raises `Disagreement`, and the `StorageError` of a step that must not fail.
     """
-    device = RecordingDevice(MemoryDevice(base))
+    device = RecordingDevice(ImageDevice(base.copy()))
     model = model.copy()
     recording = Recording(base, device.log, [Moment(0, model, model.tree())])
     engine = opened(device, life)
     recording.phases.append((len(device.log), "recovery"))
     cleaned = False
+    # What there was to see when the snapshots were taken that are held.
+    moments: list[Tree] = []
     for step in part:
         at = len(device.log)
         model = _follow(recording, engine, model, step)
+        if step.op == "snapshot":
+            moments.append(recording.moments[-1].tree)
+        elif step.op == "drop":
+            moments.clear()
+        _check_snapshots(engine, moments, step)
         # What cleaning writes is in danger until the next flush, which is another step's.
         cleaned = cleaned or (step.op == "clean" and len(device.log) > at)
         phase = "checkpoint" if step.op == "checkpoint" else "operation"
@@ -194,6 +222,13 @@ def _follow(recording: Recording, engine: Engine, model: Model, step: Step) -> M
     if step.op in DURABLE and outcome is None:
         recording.acks.append((len(recording.log), len(recording.moments) - 1))
     return after
+
+
+def _check_snapshots(engine: Engine, moments: Sequence[Tree], step: Step) -> None:
+    """What is held shows what it showed when it was taken."""
+    for snapshot, tree in zip(held(engine).snapshots, moments, strict=True):
+        if seen(engine, snapshot.state) != tree:
+            raise Disagreement(f"after {step} a snapshot is not what it was")
 
 
 def attempt(engine: Engine, model: Model, step: Step) -> StorageError | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from capstore.tools.prove.examine import Outcome
@@ -17,6 +17,7 @@ from capstore.tools.prove.proof import Proof
 _GOOD: Final = "#4a8f5c"
 _PART: Final = "#88b894"
 _REFUSED: Final = "#c9a94e"
+_REFUSED_IN_PART: Final = "#e0cd96"
 _BAD: Final = "#c0392b"
 _COLOURS: Final = {
     Outcome.PROMISED.value: _GOOD,
@@ -24,10 +25,12 @@ _COLOURS: Final = {
     "whole": _GOOD,
     "older": _PART,
     "refused": _REFUSED,
-    "refused where it is damaged": _REFUSED,
+    "refused where it is damaged": _REFUSED_IN_PART,
 }
 _STYLE: Final = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:62em;margin:2em auto;padding:0 1em}"
+    "h1{font-size:1.6em}h2{font-size:1.15em;margin:1.6em 0 .3em}.k{margin:.2em 0 .6em -1em}"
+    "td.f{width:20%}td.s{width:22%}td.w{width:50%;vertical-align:middle}"
     "table{border-collapse:collapse;width:100%}td,th{padding:.15em .6em;text-align:left;"
     "vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}"
     ".bar{display:flex;height:1.1em;min-width:1px}.bar span{display:block}"
@@ -53,6 +56,7 @@ def as_json(proof: Proof) -> dict[str, Any]:
         "workloads": tally.workloads,
         "states": tally.states,
         "repeated": tally.repeated,
+        "recognised": tally.recognised,
         "failed": tally.failed,
         "shapes": [
             {"family": f, "phase": p, "mode": m, "outcome": o, "states": count}
@@ -89,7 +93,8 @@ def lines(proof: Proof) -> Iterable[str]:
     seconds = sum(proof.seconds.values())
     yield (
         f"{tally.states} states of {tally.workloads} workloads in {seconds:.0f} s"
-        f" ({tally.repeated} met before), lost: {tally.failed}"
+        f" ({tally.repeated} met before, {tally.recognised} recognised by what is read),"
+        f" lost: {tally.failed}"
     )
 
 
@@ -99,23 +104,48 @@ _FAMILIES: Final = {
     "random": "by chance",
     "scenario": "scenarios",
 }
+_OTHERS: Final = {
+    "countdown": "failing device",
+    "damage": "damaged image",
+    "processes": "process",
+}
+_Groups = dict[tuple[str, str], Counter[str]]
 
 
-def _groups(proof: Proof) -> dict[tuple[str, str], Counter[str]]:
+def _groups(proof: Proof) -> _Groups:
     """By workloads and what was being done: how often there was which outcome."""
-    groups: dict[tuple[str, str], Counter[str]] = {}
-    for (family, phase, _, outcome), count in proof.tally.shapes.items():
-        key = (_FAMILIES.get(family, family), phase)
-        groups.setdefault(key, Counter())[outcome] += count
+    return _grouped(proof, lambda family, phase, mode: (_name(family), phase))
+
+
+def _name(family: str) -> str:
+    return _FAMILIES.get(family) or _OTHERS.get(family, family)
+
+
+def _grouped(proof: Proof, group: Callable[[str, str, str], tuple[str, str] | None]) -> _Groups:
+    """How often there was which outcome, by the group of a shape; None is none."""
+    groups: _Groups = {}
+    for (family, phase, mode, outcome), count in proof.tally.shapes.items():
+        key = group(family, phase, mode)
+        if key is not None:
+            groups.setdefault(key, Counter())[outcome] += count
     return groups
 
 
-def _by_mode(proof: Proof) -> dict[tuple[str, str], Counter[str]]:
-    groups: dict[tuple[str, str], Counter[str]] = {}
-    for (family, _, mode, outcome), count in proof.tally.shapes.items():
-        if family in _FAMILIES:
-            groups.setdefault(("crashes", mode), Counter())[outcome] += count
-    return groups
+def _crashes(family: str, phase: str, _: str) -> tuple[str, str] | None:
+    return (_name(family), phase) if family in _FAMILIES else None
+
+
+def _modes(family: str, _: str, mode: str) -> tuple[str, str] | None:
+    return ("", mode) if family in _FAMILIES else None
+
+
+def _damages(family: str, phase: str, _: str) -> tuple[str, str] | None:
+    return (_name(family), phase) if family in ("countdown", "damage") else None
+
+
+def _processes(family: str, phase: str, _: str) -> tuple[str, str] | None:
+    who, _, how = phase.partition(", ")
+    return (who, how) if family == "processes" else None
 
 
 def as_html(proof: Proof) -> str:
@@ -128,19 +158,18 @@ def as_html(proof: Proof) -> str:
         f"<style>{_STYLE}</style><h1>CAPOSWF1 against crashes</h1>",
         (
             f"<p><b>{tally.states:,}</b> states of {tally.workloads:,} workloads were examined;"
-            f" lost: <b>{tally.failed}</b>. {tally.repeated:,} of them were met before in the same"
-            f" process, with the same promises. Canaries caught: {caught} of"
-            f" {len(proof.canaries)}.</p>"
+            f" lost: <b>{tally.failed}</b>. {tally.repeated:,} were met before with the same"
+            f" promises, and {tally.recognised:,} differ from others only in what nothing reads."
+            f" Canaries caught: {caught} of {len(proof.canaries)}.</p>"
         ),
         (
             f"<p>Seed {asked.seed}, {asked.operations} operations by chance, all workloads of"
             f" length {asked.length}; {html.escape(searches)}.</p>"
         ),
-        _key(proof),
-        "<h2>What was being done</h2>",
-        _chart(_groups(proof)),
-        "<h2>How the crash state was chosen</h2>",
-        _chart(_by_mode(proof)),
+        _section("Crashes, by what was being done", _grouped(proof, _crashes)),
+        _section("Crashes, by how the state was chosen", _grouped(proof, _modes)),
+        _section("Failing devices, damaged images", _grouped(proof, _damages)),
+        _section("Processes, by what they work through", _grouped(proof, _processes)),
         "<h2>Canaries</h2><table>",
     ]
     for name, failure in proof.canaries:
@@ -162,28 +191,35 @@ def as_html(proof: Proof) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _key(proof: Proof) -> str:
-    outcomes = sorted({outcome for _, _, _, outcome in proof.tally.shapes})
-    shown = "".join(
+def _section(title: str, groups: _Groups) -> str:
+    """A chart with its key; nothing where there is nothing to show."""
+    if not groups:
+        return ""
+    outcomes = sorted({o for counts in groups.values() for o in counts}, key=_rank)
+    key = "".join(
         f'<span class=key style="background:{_COLOURS.get(o, _BAD)}"></span>{html.escape(o)}'
         for o in outcomes
     )
-    return f"<p>{shown}</p>"
-
-
-def _chart(groups: dict[tuple[str, str], Counter[str]]) -> str:
-    widest = max((sum(outcomes.values()) for outcomes in groups.values()), default=1)
-    rows = []
-    for (what, which), outcomes in sorted(groups.items()):
-        total = sum(outcomes.values())
+    widest = max(sum(counts.values()) for counts in groups.values())
+    rows, before = [], ""
+    for (what, which), counts in sorted(groups.items()):
+        total = sum(counts.values())
         bars = "".join(
             f'<span title="{html.escape(outcome)}: {count:,}" style="width:'
             f'{100 * count / total:.3f}%;background:{_COLOURS.get(outcome, _BAD)}"></span>'
-            for outcome, count in sorted(outcomes.items())
+            for outcome, count in sorted(counts.items(), key=lambda item: _rank(item[0]))
         )
         rows.append(
-            f"<tr><td>{html.escape(what)}<td>{html.escape(which)}<td class=n>{total:,}"
-            f'<td style="width:45%"><div class=bar style="width:{100 * total / widest:.2f}%">'
-            f"{bars}</div>"
+            f"<tr><td class=f>{html.escape(what if what != before else '')}"
+            f"<td class=s>{html.escape(which)}"
+            f'<td class=n>{total:,}<td class=w><div class=bar style="width:'
+            f'{max(0.5, 100 * total / widest):.2f}%">{bars}</div>'
         )
-    return f"<table>{''.join(rows)}</table>"
+        before = what
+    return f"<h2>{html.escape(title)}</h2><p class=k>{key}</p><table>{''.join(rows)}</table>"
+
+
+def _rank(outcome: str) -> tuple[int, str]:
+    """What is good first, what is bad last."""
+    order = list(_COLOURS)
+    return (order.index(outcome) if outcome in order else len(order), outcome)

@@ -7,6 +7,7 @@ figures whatever the number of processes, also where the run is ended by a numbe
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import re
@@ -20,12 +21,15 @@ from capstore.schema.errors import InvalidArgument
 from capstore.tools.prove.ace import length_1, length_2
 from capstore.tools.prove.chance import chance_workload
 from capstore.tools.prove.examine import Verdict
-from capstore.tools.prove.explore import Search, Tally, explore, forget, replayed
+from capstore.tools.prove.explore import Explorer, Search, Tally, replayed
 from capstore.tools.prove.scenarios import SCENARIOS, scenario
 from capstore.tools.prove.workload import Workload
 
 OPERATIONS: Final = 25
-_CHUNK: Final = 20
+# Neighbours have states in common.
+_CHUNK: Final = 40
+# Objects that are made before garbage is looked for, in a process that does nothing else.
+_GARBAGE: Final = 50_000
 _NAME: Final = re.compile(r"(ace1|ace2|random|scenario)-([a-z0-9-]{1,80})", re.ASCII)
 
 
@@ -63,14 +67,13 @@ class Chunk:
     """Workloads that one process goes through."""
 
     names: tuple[str, ...]
-    search: Search
+    searches: tuple[Search, ...]
 
     def __call__(self) -> Tally:
         """What became of them."""
-        forget()
-        tally = Tally()
+        explorer, tally = Explorer(), Tally()
         for name in self.names:
-            tally.add(explore(workload_of(name), self.search))
+            tally.add(explorer.explore(workload_of(name), self.searches))
         return tally
 
 
@@ -78,8 +81,9 @@ def chunks(
     names: Sequence[str], searches: Iterable[Search], seed: int | None = None
 ) -> list[Chunk]:
     """The work cut up; in an order by chance if there is a seed, for runs that end early."""
+    ways = tuple(searches)
     groups = [tuple(names[at : at + _CHUNK]) for at in range(0, len(names), _CHUNK)]
-    made = [Chunk(group, search) for search in searches for group in groups]
+    made = [Chunk(group, ways) for group in groups]
     if seed is not None:
         Random(seed).shuffle(made)  # noqa: S311 - the same each time
     return made
@@ -127,8 +131,15 @@ def _tallies(work: Sequence[Chunk], processes: int) -> Iterator[Tally]:
     if processes == 1:
         yield from (chunk() for chunk in work)
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, _prepared) as pool:
         yield from pool.imap(_done, work)
+
+
+def _prepared() -> None:
+    """What was imported is no garbage, and little of the rest is."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GARBAGE)
 
 
 def _done(chunk: Chunk) -> Tally:

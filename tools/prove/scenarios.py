@@ -85,6 +85,16 @@ _TEXTS: Final = {
     " create x; crash; checkpoint",
     "cleaning-torn-then-again": "append a 60000 1; append d/a 30000 2; append a 60000 3; sync;"
     " truncate a 10; clean; crash; clean; checkpoint; append a 60000 4; crash; clean; sync",
+    # A frame is torn, and where its end should be there are records of one that was cut off, each
+    # with a seal that fits.
+    "torn-frame-beside-old-records": "create e/b; append e/b 512 102; sync; create d/b; checkpoint;"
+    " rename d/b e/c; rename e/c d/c; sync; exchange e/b d/c; mkdir b; sync; rename d/c e/c; write"
+    " e/b 512 512 121; write e/c 512 70000 122; create d/c; symlink b/c b; sync; crash; symlink z"
+    " z; commit; clean; sync",
+    # Behind the log there are frames of the volume that was here before: the next ones, but for
+    # their key.
+    "log-of-another-volume": "create x; sync; append x 700 1; commit; rename x a; sync; checkpoint;"
+    " create y; sync",
     # A volume that grows: the file's new length is as little durable as what was written there.
     "growth-lost": "append a 330000 1; sync; append d/a 400000 2; sync",
     "growth-of-the-log-lost": "append a 60000 1; append d/a 60000 2; sync; append a 60000 3;"
@@ -98,6 +108,8 @@ _TEXTS: Final = {
     " checkpoint; crash; create x; checkpoint; crash; checkpoint; crash; sync",
 }
 
+# Which are of volumes that were made where others were.
+_OVER_ANOTHER: Final = frozenset(("log-of-another-volume",))
 # How many segments a volume has beside those it needs, where the rule is not enough; 0 for one that
 # grows.
 _SPARE_SEGMENTS: Final = {
@@ -111,7 +123,8 @@ _SPARE_SEGMENTS: Final = {
 def scenario(name: str) -> Workload:
     """The workload ``scenario-NAME``; raises KeyError."""
     parts = parts_of(steps(_TEXTS[name]))
-    return Workload(f"scenario-{name}", parts, _SPARE_SEGMENTS.get(name, 4))
+    spare = _SPARE_SEGMENTS.get(name, 4)
+    return Workload(f"scenario-{name}", parts, spare, over_another=name in _OVER_ANOTHER)
 
 
 SCENARIOS: Final = tuple(_TEXTS)

@@ -7,20 +7,22 @@ writes follow from its number alone.  A workload's name is enough to make it aga
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from capstore.images import wf1_ops
 from capstore.images.wf1 import ROOT
 from capstore.images.wf1_engine import Engine
+from capstore.images.wf1_upkeep import Snapshot
 from capstore.schema.errors import NotFound
 from capstore.tools.prove.model import File, Link, Model
 
 CRASH: Final = "crash"
 # Steps that change no tree.
-KEEPING: Final = frozenset(("sync", "commit", "checkpoint", "clean"))
+KEEPING: Final = frozenset(("sync", "commit", "checkpoint", "clean", "snapshot", "drop", "release"))
 # Those behind which everything before them is durable.
 DURABLE: Final = frozenset(("sync", "checkpoint"))
 
@@ -57,6 +59,8 @@ class Workload:
     parts: tuple[tuple[Step, ...], ...]
     # How many segments the volume has beside those it needs at least; 0 for one that grows.
     spare_segments: int = 4
+    # Whether it was made where another volume was.
+    over_another: bool = False
 
     def __str__(self) -> str:
         return f"; {CRASH}; ".join("; ".join(map(str, part)) for part in self.parts)
@@ -88,6 +92,7 @@ _MODEL: Final[dict[str, Callable[[Model, Step], None]]] = {
     "symlink": lambda m, s: m.make(s.paths[0], Link(s.paths[1])),
     "link": lambda m, s: m.link(*s.paths),
     "remove": lambda m, s: m.remove(s.paths[0]),
+    "orphan": lambda m, s: m.remove(s.paths[0]),
     "rename": lambda m, s: m.rename(*s.paths, replace=True),
     "move": lambda m, s: m.rename(*s.paths, replace=False),
     "exchange": lambda m, s: m.exchange(*s.paths),
@@ -125,6 +130,42 @@ def node(engine: Engine, path: str) -> int:
     return found
 
 
+@dataclass(slots=True)
+class Held:
+    """What is held of a volume: nodes, which may have lost their names since, and moments."""
+
+    nodes: list[int] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
+
+
+_HELD: Final[WeakKeyDictionary[Engine, Held]] = WeakKeyDictionary()
+
+
+def held(engine: Engine) -> Held:
+    """What steps on `engine` have left held."""
+    return _HELD.setdefault(engine, Held())
+
+
+def _orphan(engine: Engine, step: Step) -> None:
+    """Removes a name of what somebody holds."""
+    number = node(engine, step.paths[0])
+    engine.hold(number)
+    held(engine).nodes.append(number)
+    engine.remove(*place(engine, step.paths[0]))
+
+
+def _release(engine: Engine) -> None:
+    nodes = held(engine).nodes
+    while nodes:
+        engine.release(nodes.pop())
+
+
+def _drop(engine: Engine) -> None:
+    snapshots = held(engine).snapshots
+    while snapshots:
+        engine.drop(snapshots.pop())
+
+
 def _two(engine: Engine, step: Step) -> tuple[int, str, int, str]:
     return (*place(engine, step.paths[0]), *place(engine, step.paths[1]))
 
@@ -135,6 +176,10 @@ _ENGINE: Final[dict[str, Callable[[Engine, Step], object]]] = {
     "symlink": lambda e, s: e.symlink(*place(e, s.paths[0]), s.paths[1]),
     "link": lambda e, s: e.link(*_two(e, s)),
     "remove": lambda e, s: e.remove(*place(e, s.paths[0])),
+    "orphan": _orphan,
+    "release": lambda e, _: _release(e),
+    "snapshot": lambda e, _: held(e).snapshots.append(e.snapshot()),
+    "drop": lambda e, _: _drop(e),
     "rename": lambda e, s: e.rename(*_two(e, s)),
     "move": lambda e, s: e.rename(*_two(e, s), replace=False),
     "exchange": lambda e, s: e.exchange(*_two(e, s)),
