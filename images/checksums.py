@@ -1,4 +1,8 @@
-"""CRC32C (Castagnoli, RFC 3720), by google-crc32c.
+"""CRC32C (Castagnoli, RFC 3720), by google-crc32c, and the seals of records.
+
+A seal is a CRC32C that is turned and shifted (the mask of LevelDB and of TFRecord): the CRC of
+bytes that end with their own CRC is the same whatever they are, so a checksum of a table of such
+records would be a checksum of nothing.
 
 Invariants: the argument may be any contiguous buffer; nothing of it is kept.
 """
@@ -12,6 +16,17 @@ from capstore.schema.nodes import Buffer
 
 # The library takes bytes at once and other buffers only through numpy, which costs a microsecond.
 _COPIED_BYTES_MAX = 4096
+
+
+_MASK_SHIFT = 15
+_MASK_DELTA = 0xA282EAD8
+_MASK_BITS = 0xFFFFFFFF
+
+
+def seal_of(body: bytes) -> int:
+    """The seal of a record whose other bytes are `body`."""
+    crc = google_crc32c.value(body)
+    return (((crc >> _MASK_SHIFT) | (crc << 32 - _MASK_SHIFT)) + _MASK_DELTA) & _MASK_BITS
 
 
 def crc32c(data: Buffer) -> int:

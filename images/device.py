@@ -63,6 +63,11 @@ class BlockDevice(ABC):
         where the device knows how; what is there stays.  Raises `NoSpace`, with nothing changed."""
         self.check_range(offset, length)
 
+    def discard(self, offset: int, length: int) -> None:
+        """Says that nobody needs the `length` bytes at `offset` any more: a device that can gives
+        their room back.  What is read there until it is written anew is anything."""
+        self.check_range(offset, length)
+
     def read(self, offset: int, length: int) -> bytes:
         """The `length` bytes at `offset`; raises as `read_into`."""
         self.check_range(offset, length)

@@ -18,6 +18,7 @@ Recover from fsync Failures?", USENIX ATC 2020).  That is why devices latch.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -51,6 +52,11 @@ FILE_BYTES_MAX: Final = (1 << 63) - 1
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # What says that a filesystem knows no RWF_NOWAIT.
 _NOT_KNOWN: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+# fallocate(2): the length stays, and the range is a hole.
+_KEEP_SIZE_AND_PUNCH_HOLE: Final = 0x01 | 0x02
+_fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+if _fallocate is not None:
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 # Directories cannot be opened for writing, sockets not at all.
 _NO_IMAGE: Final = frozenset({errno.EISDIR, errno.ENXIO})
 
@@ -90,6 +96,17 @@ class _Descriptor:
             self._users -= 1
             self._release()
 
+    def read_now(self, offset: int, view: memoryview) -> int:
+        """What preadv(2) gives with RWF_NOWAIT; raises OSError, `Closed`.
+
+        As it never waits for a device, holding the lock takes the place of counting, which would
+        take longer than most such reads.
+        """
+        with self._lock:
+            if self._closing:
+                raise Closed("the device is closed")
+            return os.preadv(self._fd, (view,), offset, os.RWF_NOWAIT)
+
     def close(self) -> None:
         with self._lock:
             self._closing = True
@@ -128,11 +145,15 @@ class _OpenFile(BlockDevice):
             raise _io_error(error, "read") from None
 
     def read_now(self, offset: int, view: memoryview) -> bool:
-        self.check_range(offset, view.nbytes)
+        length = view.nbytes
+        if offset < 0 or offset + length > self._size:
+            self.check_range(offset, length)
         if not self._knows_nowait:
             return False
         try:
-            self._read(offset, view.cast("B"), os.RWF_NOWAIT)
+            got = self._descriptor.read_now(offset, view)
+            if got < length:
+                self._read(offset + got, view.cast("B")[got:], os.RWF_NOWAIT)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -171,6 +192,7 @@ class FileDevice(_OpenFile):
         self._latched = False
         # Until the first answer says otherwise: block devices and some filesystems do not.
         self._knows_reserve = True
+        self._knows_holes = True
 
     @classmethod
     def open(
@@ -194,7 +216,9 @@ class FileDevice(_OpenFile):
         if create and not writable:
             raise InvalidArgument("a new file is opened for writing")
         descriptor, size, is_block = _open(path, writable=writable, create=create)
-        return cls(descriptor, size, writable=writable, fixed=fixed or is_block)
+        device = cls(descriptor, size, writable=writable, fixed=fixed or is_block)
+        device._knows_holes = not is_block
+        return device
 
     def __repr__(self) -> str:
         words = [f"{self._size} bytes", "rw" if self._writable else "r"]
@@ -254,6 +278,16 @@ class FileDevice(_OpenFile):
                 raise NoSpace(f"reserve: {_reason(error)}") from None
             # A write will tell whatever else is wrong.
             self._knows_reserve = False
+
+    def discard(self, offset: int, length: int) -> None:
+        """By punching a hole, where the filesystem has them; on block devices nothing is done."""
+        self._check_change()
+        self.check_range(offset, length)
+        if _fallocate is None or not self._knows_holes or not length:
+            return
+        with self._descriptor as fd:
+            # What cannot be given back stays: nobody reads it.
+            self._knows_holes = not _fallocate(fd, _KEEP_SIZE_AND_PUNCH_HOLE, offset, length)
 
     def flush(self) -> None:
         """As `BlockDevice.flush`.

@@ -119,6 +119,10 @@ class Space:
         self.live[segment] = 0
         return segment
 
+    def has_free_below(self, segment: int) -> bool:
+        """Whether the next one that `allocate` gives is one of the first so many."""
+        return bool(self._free) and self._free[0] < segment
+
     def grow(self, wanted: int) -> None:
         """Makes the region longer, so that `wanted` segments are free.  Raises `NoSpace`."""
         more = wanted - self.free
@@ -151,6 +155,18 @@ class Space:
             self.use[segment] = FREE
             self.live[segment] = 0
             heapq.heappush(self._free, segment)
+
+    def cut(self) -> int:
+        """Takes free segments away from the end; the offset behind those that are left.
+
+        Whoever cuts the device there makes the region shorter."""
+        count = self.count
+        while count and self.use[count - 1] == FREE:
+            count -= 1
+        del self.use[count:]
+        del self.live[count:]
+        self.take_stock()
+        return self.geometry.start(count)
 
     def gained(self, extents: Iterable[Stored]) -> None:
         """Counts what is referred to from now on."""

@@ -30,6 +30,7 @@ from capstore.images.records import (
     Record,
 )
 from capstore.images.segments import Geometry
+from capstore.images.waiting import WITHOUT_WAITING, WouldWait, read_at_hand
 from capstore.images.wf1_codec import (
     check_extents,
     decoded_name,
@@ -53,33 +54,6 @@ NUMBER_BYTES: Final = 4
 _FEW: Final = 32
 # Guesses before halves: ids that are far from even must not cost more than those.
 _GUESSES_MAX: Final = 6
-
-
-class WouldWait(Exception):
-    """What was asked for is not at hand: ask again where waiting is allowed."""
-
-
-class _WithoutWaiting(threading.local):
-    """While it is entered, in this thread only, reading raises `WouldWait` instead of waiting."""
-
-    entered = False
-
-    def __enter__(self) -> None:
-        self.entered = True
-
-    def __exit__(self, *_: object) -> None:
-        self.entered = False
-
-
-WITHOUT_WAITING: Final = _WithoutWaiting()
-
-
-def read_at_hand(device: BlockDevice, offset: int, view: memoryview) -> None:
-    """As `BlockDevice.read_into`; raises `WouldWait` for what is not at hand, as above."""
-    if not WITHOUT_WAITING.entered:
-        device.read_into(offset, view)
-    elif not device.read_now(offset, view):
-        raise WouldWait
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from capstore.images import wf1, wf1_ops
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES, WF1_EXTENT, WF1_NODE, blocks_of
 from capstore.images.segments import LOG, TABLE
-from capstore.images.wf1_base import WITHOUT_WAITING, WouldWait
+from capstore.images.waiting import WITHOUT_WAITING, WouldWait
 from capstore.images.wf1_content import Extent, pieces_of
 from capstore.images.wf1_log import change_bytes
 from capstore.images.wf1_recovery import Recovered
@@ -454,11 +454,13 @@ class Engine:
 
     def checkpoint(self) -> None:
         """Writes a checkpoint, to its end.  Raises `NoSpace`, with nothing changed."""
+        self._check_writable()
         self._check_may_wait()
         self.upkeep.checkpoint()
 
     def clean(self) -> None:
         """Moves live data out of the segments with the least of it, and reclaims nothing yet."""
+        self._check_writable()
         self._check_may_wait()
         self.upkeep.clean()
 

@@ -21,7 +21,7 @@ from capstore.images.wf1_base import Tables
 from capstore.images.wf1_checkpoint import CheckpointWriter, orphans_of, segments_for
 from capstore.images.wf1_clean import ROUND_BYTES_MAX, Cleaner
 from capstore.images.wf1_state import Change, State
-from capstore.schema.errors import NoSpace
+from capstore.schema.errors import NoSpace, StorageIOError
 from capstore.schema.limits import KIB, MIB
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Upkeep:
         if self.has_room(spare):
             return
         try:
-            self._space.grow(self.checkpoint_segments() + spare)
+            self._writer.grow(self.checkpoint_segments() + spare)
         except NoSpace:
             self.reclaim(spare)
             if not shrinks and not self.has_room(spare):
@@ -247,7 +247,11 @@ class Upkeep:
         # What dies from here on, the checkpoint and the log behind it lead to.
         dead = space.reclaimable(self.is_held)
         # Where there is no room for it, nothing has changed yet.
-        writer = CheckpointWriter(engine.device, space, engine.state, begin.sequence - 1, live)
+        try:
+            writer = CheckpointWriter(engine.device, space, engine.state, begin.sequence - 1, live)
+        except StorageIOError:
+            log.failed = True
+            raise
         old_log, log.log_segments = log.log_segments[:-1], log.log_segments[-1:]
         log.log_bytes = log.data_bytes = 0
         self._changed = {node.id for node in orphans_of(engine.state)}

@@ -21,13 +21,13 @@ from capstore.images.device import BlockDevice
 from capstore.images.flushing import Flushing
 from capstore.images.records import BLOCK_BYTES, WF1_FRAME, blocks_of
 from capstore.images.segments import DATA, LOG
-from capstore.images.wf1_base import read_at_hand
+from capstore.images.waiting import read_at_hand
 from capstore.images.wf1_codec import Encoder
 from capstore.images.wf1_content import Extent
 from capstore.images.wf1_log import PendingFrame, frame_blocks_bytes, frame_bytes
 from capstore.images.wf1_recovery import Recovered
 from capstore.images.wf1_state import Change
-from capstore.schema.errors import Corrupt, NoSpace, TooLarge
+from capstore.schema.errors import Corrupt, NoSpace, StorageIOError, TooLarge
 from capstore.schema.limits import KIB, MIB
 from capstore.schema.nodes import Buffer
 
@@ -66,6 +66,22 @@ class Writer(Flushing):
         self._waiting_bytes = self._waiting_end = 0
 
     # Changes -------------------------------------------------------------------------------------
+
+    def allocate(self, use: int) -> int:
+        """As `Space.allocate`; after a failure nobody can say how long the image is."""
+        try:
+            return self.space.allocate(use)
+        except StorageIOError:
+            self.failed = True
+            raise
+
+    def grow(self, wanted: int) -> None:
+        """As `Space.grow`."""
+        try:
+            self.space.grow(wanted)
+        except StorageIOError:
+            self.failed = True
+            raise
 
     def frame_bytes_max(self) -> int:
         """What the tables of one frame may take: a frame, and behind it the one that goes on."""
@@ -135,7 +151,7 @@ class Writer(Flushing):
         size = blocks_of(length) * BLOCK_BYTES
         if self._data_at + size > self._geometry.segment_bytes:
             self.write_data()
-            self.data_segment = self.space.allocate(DATA)
+            self.data_segment = self.allocate(DATA)
             self._data_at = 0
         at = self._geometry.start(self.data_segment) + self._data_at
         self._data_at += size
@@ -218,7 +234,7 @@ class Writer(Flushing):
 
     def _go_on_elsewhere(self) -> None:
         """Goes on with the log in another segment, and says so at the end of this one."""
-        segment = self.space.allocate(LOG)
+        segment = self.allocate(LOG)
         self._put_frame(Encoder(), next_lba=self._geometry.lba(segment))
         self.position = replace(self.position, segment=segment, offset=0)
         self.log_segments.append(segment)

@@ -174,7 +174,7 @@ async def settled(volume: Wf1Volume) -> None:
     """Returns when what was dropped was let go of."""
     gc.collect()
     await asyncio.sleep(0)
-    await until(lambda: not volume._tasks and not volume._dropped)
+    await until(lambda: volume._driver.is_idle and not volume._dropped)
 
 
 async def test_dropped_nodes_are_let_go_of() -> None:

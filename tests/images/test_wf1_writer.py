@@ -9,7 +9,7 @@ import pytest
 from capstore.images import wf1
 from capstore.images.devices import MemoryDevice
 from capstore.images.faults import RecordingDevice, Write
-from capstore.images.wf1_base import WITHOUT_WAITING, WouldWait
+from capstore.images.waiting import WITHOUT_WAITING, WouldWait
 from capstore.images.wf1_engine import Engine
 from capstore.images.wf1_open import format_wf1, open_wf1
 from capstore.images.wf1_verify import verify

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from capstore.images.checksums import crc32c
+from capstore.images.checksums import crc32c, seal_of
 from capstore.images.nodetable import prefix_of
 from capstore.images.records import (
     BLOCK_BYTES,
@@ -99,7 +99,7 @@ def _superblocks(data: bytearray, start: int, end: int) -> list[dict[str, int]]:
 def _seal_record(data: bytearray, at: int, record: Record) -> None:
     end = at + record.size
     if end <= len(data):
-        data[end - 4 : end] = crc32c(bytes(data[at : end - 4])).to_bytes(4, "little")
+        data[end - 4 : end] = seal_of(bytes(data[at : end - 4])).to_bytes(4, "little")
 
 
 def _rows(data: bytearray, at: int, count: int, record: Record) -> npt.NDArray[np.void]:

@@ -1,4 +1,4 @@
-"""Opening and making the file of a CAPOSWF1 volume.
+"""Opening and making the file of a writable image.
 
 Invariants: a new image gets its name when it is whole and durable, so a crash leaves no half of
 one there; it never takes the place of a file that is there already.
@@ -8,42 +8,41 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from capstore.images.device import BlockDevice
 from capstore.images.devices import FileDevice
 from capstore.images.durable import sync_directory
-from capstore.images.wf1_engine import Clock
-from capstore.images.wf1_open import format_wf1
 from capstore.schema.errors import NotFound, from_os_error
 
 
 def open_device(
     path: str | os.PathLike[str],
     *,
-    create: bool,
-    size: int | None,
+    make: Callable[[BlockDevice], None] | None,
     read_only: bool,
-    clock: Clock,
 ) -> FileDevice:
-    """The locked file at `path`; with `create`, one that is not there is made, as `Wf1Volume.open`
-    says."""
+    """The locked file at `path`; one that is not there is made, if `make` says with what.
+
+    Raises what `FileDevice.open` and `make` raise, and what the host says about the file."""
     try:
         return FileDevice.open(path, writable=not read_only)
     except NotFound:
-        if not create:
+        if make is None:
             raise
-    _make(Path(path), size, clock)
+    _make(Path(path), make)
     # Whoever was faster has made it, and is told from us by the lock.
     return FileDevice.open(path)
 
 
-def _make(path: Path, size: int | None, clock: Clock) -> None:
-    """Makes an empty volume at `path`, if nothing is there."""
+def _make(path: Path, make: Callable[[BlockDevice], None]) -> None:
+    """Makes a new image at `path`, if nothing is there."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
     device = FileDevice.open(beside, create=True)
     try:
-        format_wf1(device, size=size, clock=clock)
+        make(device)
         with suppress(FileExistsError):
             os.link(beside, path)
     except OSError as error:
