@@ -25,7 +25,7 @@ _MASK_BITS = 0xFFFFFFFF
 
 def seal_of(body: bytes) -> int:
     """The seal of a record whose other bytes are `body`."""
-    crc = google_crc32c.value(body)
+    crc = int(google_crc32c.value(body))
     return (((crc >> _MASK_SHIFT) | (crc << 32 - _MASK_SHIFT)) + _MASK_DELTA) & _MASK_BITS
 
 

@@ -1,27 +1,18 @@
-"""The log of CAPOSWF1: frames of changes, one behind the other, from segment to segment.
+"""What the frames of CAPOSWF1 hold: changes, as tables of records.
 
-Invariants:
-
-* A frame holds whole changes.  It counts only if its seal and its payload's checksum fit, its key
-  is the superblock's (bytes of a file that look like a frame have another), its sequence is the
-  next, and its epoch is not less than the one before and not more than the superblock's.  The first
-  one that does not count ends the log.
-* The first block of a frame begins at a block of its segment; the last block of a segment is kept
-  for the frame that says where the log goes on.
-* `durable` of a frame is the sequence of a frame that a flush had made durable before this one was
-  written.  Frames behind the last such are believed only if the data they refer to is whole, since
-  a crash may have kept the frame and lost the data.
+Invariants: a frame (`capstore.images.frames`) holds whole changes.  Frames behind the last that is
+known to be durable are believed only if the data they refer to is whole, since a crash may have
+kept the frame and lost the data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from capstore.images import wf1
 from capstore.images.checksums import crc32c
-from capstore.images.device import BlockDevice
+from capstore.images.frames import Frame, FrameFormat
 from capstore.images.records import (
     BLOCK_BYTES,
     WF1_ENTRY,
@@ -41,8 +32,6 @@ from capstore.images.wf1_codec import (
 )
 from capstore.images.wf1_state import Change, NameChange, NodeChange
 from capstore.schema.errors import Corrupt
-
-_KEY_BYTES: Final = 8
 
 
 def change_bytes(change: Change) -> int:
@@ -113,111 +102,6 @@ def frame_blocks_bytes(tables: Encoder) -> int:
     return blocks_of(WF1_FRAME.size + tables.size) * BLOCK_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where the next frame goes: `offset` in `segment`, its `sequence`, and the `epoch` of the
-    frame before it."""
-
-    segment: int
-    offset: int
-    sequence: int
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A frame that counts; `at` is its offset in the image, `behind` where the next one goes."""
-
-    at: int
-    header: Any
-    payload: bytes
-    behind: Position
-
-
-def log_start(superblock: wf1.Superblock, geometry: Geometry) -> Position:
-    """Where the first frame behind the checkpoint is, or would be."""
-    segment = geometry.of_lba(superblock.log_lba)
-    offset = superblock.log_lba * BLOCK_BYTES - geometry.start(segment)
-    return Position(segment, offset, superblock.log_sequence, 0)
-
-
-def read_frames(
-    device: BlockDevice, superblock: wf1.Superblock, geometry: Geometry, segments: int
-) -> Iterator[Frame]:
-    """The frames of the log, in order; ends where the log ends.
-
-    Raises `Corrupt` where a frame is missing that a later one shows to have been durable.
-    """
-    position = log_start(superblock, geometry)
-    seen, durable = {position.segment}, superblock.durable
-    raw = _segment(device, geometry, position.segment)
-    while True:
-        found = _frame_at(raw, geometry, position, superblock)
-        if found is None:
-            _check_tail(raw, geometry, position, superblock)
-            return
-        durable = max(durable, found.header.durable)
-        target = found.header.next
-        if target:
-            segment = geometry.of_lba(target)
-            may_be_lost = segments <= segment < geometry.count_max and not superblock.region_blocks
-            if may_be_lost and found.header.sequence > durable:
-                # The image had grown for it, and that was not durable either.
-                return
-            sound = 0 <= segment < segments and geometry.lba(segment) == target
-            if not sound or segment in seen:
-                raise Corrupt(f"the log at offset {found.at} goes on where it cannot")
-            seen.add(segment)
-            raw = _segment(device, geometry, segment)
-            position = Position(segment, 0, found.behind.sequence, found.behind.epoch)
-            found = Frame(found.at, found.header, found.payload, position)
-        position = found.behind
-        yield found
-
-
-def _segment(device: BlockDevice, geometry: Geometry, segment: int) -> bytes:
-    return device.read(geometry.start(segment), geometry.segment_bytes)
-
-
-def _header_at(raw: bytes, offset: int, key: int) -> Any | None:
-    """The sealed header at `offset` of a segment, if there is one."""
-    # Where there is no frame, which is nearly everywhere, the key says so without a checksum.
-    if raw[offset : offset + _KEY_BYTES] != key.to_bytes(_KEY_BYTES, "little"):
-        return None
-    head = raw[offset : offset + WF1_FRAME.size]
-    try:
-        header = WF1_FRAME.unpack(head, "a frame")
-    except Corrupt:
-        return None
-    return header if header.key == key else None
-
-
-def _frame_at(
-    raw: bytes, geometry: Geometry, position: Position, superblock: wf1.Superblock
-) -> Frame | None:
-    header = _header_at(raw, position.offset, superblock.log_key)
-    if header is None or header.sequence != position.sequence:
-        return None
-    if not position.epoch <= header.epoch <= superblock.generation:
-        return None
-    # What was not durable when the superblock was written is of the life that wrote it, or of none:
-    # an earlier life may have left a frame here that a crash had cut off from its log.
-    if header.sequence > superblock.durable and header.epoch < superblock.generation - 1:
-        return None
-    start = position.offset + WF1_FRAME.size
-    end = start + _payload_bytes(header)
-    payload = raw[start:end]
-    if end > len(raw) or crc32c(payload) != header.payloadSum:
-        return None
-    behind = Position(
-        position.segment,
-        blocks_of(end) * BLOCK_BYTES,
-        position.sequence + 1,
-        header.epoch,
-    )
-    return Frame(geometry.start(position.segment) + position.offset, header, payload, behind)
-
-
 def _payload_bytes(header: Any) -> int:
     return int(
         header.nodeCount * WF1_NODE.size
@@ -227,25 +111,7 @@ def _payload_bytes(header: Any) -> int:
     )
 
 
-def _check_tail(
-    raw: bytes, geometry: Geometry, position: Position, superblock: wf1.Superblock
-) -> None:
-    """Raises `Corrupt` if a frame behind `position` says that the one there was durable, or is of
-    a later epoch than the superblock.
-
-    Frames that a crash cut off from the log, in an earlier life of the volume, say no such thing:
-    what was durable was not cut off, and the superblock of an epoch is durable before its frames.
-    """
-    at = geometry.start(position.segment) + position.offset
-    for offset in range(position.offset, len(raw), BLOCK_BYTES):
-        header = _header_at(raw, offset, superblock.log_key)
-        if header is None or header.sequence < position.sequence:
-            continue
-        if header.epoch > superblock.generation:
-            raise Corrupt(f"the log at offset {at} goes on, but its superblock is damaged")
-        durable = min(header.durable, header.sequence - 1)
-        if offset > position.offset and durable >= position.sequence:
-            raise Corrupt(f"the log is damaged at offset {at}: a frame is missing")
+FORMAT: Final = FrameFormat(WF1_FRAME, _payload_bytes)
 
 
 # What a frame says -------------------------------------------------------------------------------

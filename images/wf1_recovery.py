@@ -19,12 +19,13 @@ from capstore.images import wf1
 from capstore.images.checksums import crc32c
 from capstore.images.collecting import collection_paused
 from capstore.images.device import BlockDevice
+from capstore.images.frames import Frame, Position, log_start, read_frames
 from capstore.images.records import BLOCK_BYTES
 from capstore.images.segments import DATA, LOG, TABLE, Geometry, Space
 from capstore.images.wf1_base import Tables, read_head
 from capstore.images.wf1_checkpoint import orphans_of
 from capstore.images.wf1_content import Extent
-from capstore.images.wf1_log import Frame, Position, decoded, log_start, read_frames
+from capstore.images.wf1_log import FORMAT, decoded
 from capstore.images.wf1_state import Change, NodeChange, State
 from capstore.schema.errors import Corrupt
 
@@ -66,7 +67,7 @@ def _recover(device: BlockDevice) -> Recovered:
     for segment in head.runs:
         space.use[segment] = TABLE
     state = State(tables, head.counts, head.next_node, head.changes)
-    frames = list(read_frames(device, superblock, geometry, space.count))
+    frames = list(read_frames(device, superblock, geometry, space.count, FORMAT))
     # A region may have grown, been referred to, and be short again: growing was not durable.
     reach = geometry.count_max if grows else space.count
     changes = [decoded(frame, geometry, reach) for frame in frames]

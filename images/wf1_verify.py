@@ -17,23 +17,23 @@ from typing import Final
 
 from capstore.images import wf1
 from capstore.images.device import BlockDevice
+from capstore.images.frames import torn_tail
 from capstore.images.records import (
     BLOCK_BYTES,
     WF1_ENTRY,
     WF1_EXTENT,
-    WF1_FRAME,
     WF1_NODE,
     WF1_SUPERBLOCK,
     Record,
 )
 from capstore.images.tree import Finding
 from capstore.images.wf1_base import PAGE_BYTES
+from capstore.images.wf1_log import FORMAT
 from capstore.images.wf1_recovery import Recovered, recover
 from capstore.images.wf1_verify_space import verify_extents
 from capstore.images.wf1_verify_tree import verify_tree
 from capstore.schema.errors import Corrupt, StorageError
 
-_KEY_BYTES: Final = 8
 _WHAT: Final = {WF1_NODE: "node record", WF1_ENTRY: "entry record", WF1_EXTENT: "extent record"}
 
 
@@ -110,42 +110,10 @@ def _sealed(
 
 def verify_log(device: BlockDevice, found: Recovered) -> Iterator[Finding]:
     """A torn tail, where there is one."""
-    at = torn_tail(device, found)
+    at = torn_tail(device, found.superblock, found.space.geometry, found.position, FORMAT)
     if at is not None:
         message = "the log has a torn tail: changes that were under way when the volume stopped"
         yield Finding("log", message, at, repairable=True)
-
-
-def torn_tail(device: BlockDevice, found: Recovered) -> int | None:
-    """The offset of the first frame behind the end of the log that a crash cut off from it.
-
-    None if there is none, or nothing that can be told from what was there before.
-    """
-    position, superblock = found.position, found.superblock
-    # Frames of this life, and of the one that ended; older ones were cut off before.
-    since = position.epoch or superblock.generation - 1
-    start = found.space.geometry.start(position.segment)
-    raw = device.read(start, found.space.geometry.segment_bytes)
-    key = superblock.log_key.to_bytes(_KEY_BYTES, "little")
-    for offset in range(position.offset, len(raw), BLOCK_BYTES):
-        # Nearly everywhere there is no frame, which its key says at once.
-        if offset > position.offset and raw[offset : offset + _KEY_BYTES] != key:
-            continue
-        block = raw[offset : offset + BLOCK_BYTES]
-        header = WF1_FRAME.view(block)
-        is_next = header.sequence == position.sequence and header.epoch >= since
-        try:
-            WF1_FRAME.unpack(block, "a frame")
-        except Corrupt:
-            # A head that is damaged still looks like the next one.
-            is_mine = header.key == superblock.log_key or is_next
-            if offset == position.offset and is_mine and any(block):
-                return start + offset
-            continue
-        is_behind = header.sequence >= position.sequence and header.epoch >= since
-        if header.key == superblock.log_key and is_behind:
-            return start + offset
-    return None
 
 
 assert all(PAGE_BYTES % record.size == 0 for record in _WHAT)  # noqa: S101

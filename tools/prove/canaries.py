@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from unittest.mock import patch
 
-from capstore.images import wf1, wf1_log, wf1_recovery
+from capstore.images import frames, wf1, wf1_log, wf1_recovery
 from capstore.images.checksums import crc32c
 from capstore.images.wf1_checkpoint import CheckpointWriter
 from capstore.images.wf1_engine import Engine
 from capstore.images.wf1_writer import Writer
+from capstore.schema.nodes import Buffer
 from capstore.tools.prove.explore import Explorer, Failure, Search, Tally, exhaustive
 from capstore.tools.prove.recording import begin
 from capstore.tools.prove.running import workload_of
@@ -87,7 +88,10 @@ def _payload_not_verified() -> AbstractContextManager[None]:
         def __ne__(self, other: object) -> bool:
             return False
 
-    return _patched((wf1_log, "crc32c", lambda data: Anything(crc32c(data))))
+    def unlike_none(data: Buffer) -> int:
+        return Anything(crc32c(data))
+
+    return _patched((frames, "crc32c", unlike_none), (wf1_log, "crc32c", unlike_none))
 
 
 def _no_new_life() -> AbstractContextManager[None]:
@@ -96,23 +100,24 @@ def _no_new_life() -> AbstractContextManager[None]:
 
 
 def _epoch_not_checked() -> AbstractContextManager[None]:
-    frame_at = wf1_log._frame_at
+    frame_at = frames.frame_at
 
-    def any_epoch(raw: bytes, geometry: Any, position: Any, superblock: Any) -> Any:
+    def any_epoch(raw: bytes, geometry: Any, position: Any, superblock: Any, kind: Any) -> Any:
         known = replace(superblock, generation=_ANY, durable=_ANY)
-        return frame_at(raw, geometry, replace(position, epoch=0), known)
+        return frame_at(raw, geometry, replace(position, epoch=0), known, kind)
 
-    return _patched((wf1_log, "_frame_at", any_epoch))
+    return _patched((frames, "frame_at", any_epoch))
 
 
 def _key_not_checked() -> AbstractContextManager[None]:
     """Frames of other volumes, and bytes of files that look like frames, pass for those of this."""
-    header_at = wf1_log._header_at
+    header_at = frames.header_at
 
-    def any_key(raw: bytes, offset: int, key: int) -> Any:
-        return header_at(raw, offset, int.from_bytes(raw[offset : offset + _KEY_BYTES], "little"))
+    def any_key(raw: bytes, offset: int, key: int, kind: Any) -> Any:
+        found = int.from_bytes(raw[offset : offset + _KEY_BYTES], "little")
+        return header_at(raw, offset, found, kind)
 
-    return _patched((wf1_log, "_header_at", any_key))
+    return _patched((frames, "header_at", any_key))
 
 
 def _freed_at_once() -> AbstractContextManager[None]:
