@@ -23,9 +23,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from capstore.schema.errors import InvalidArgument, NotFound, Unsupported
-from capstore.schema.limits import KEY_BYTES_MAX, PAGE_ENTRIES_MAX
-from capstore.schema.nodes import Buffer, Provenance, Usage
+from capstore.schema.errors import NotFound, Unsupported
+from capstore.schema.limits import PAGE_ENTRIES_MAX
+from capstore.schema.nodes import Buffer, Usage
+from capstore.schema.objects import (
+    ANY,
+    Binding,
+    Change,
+    Collected,
+    Condition,
+    Delete,
+    ObjectStat,
+    Put,
+    check_key,
+)
 
 __all__ = [
     "ANY",
@@ -47,55 +58,6 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectStat:
-    """One object of a store: `size` in bytes, `version` of this key, `created` (when this version
-    was put) in ns since 1970."""
-
-    key: bytes
-    size: int
-    version: int
-    created: int = 0
-    provenance: Provenance = Provenance.UNKNOWN
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What a change demands of its key: nothing, absence, or exactly `version`.
-
-    A change whose condition does not hold raises `Conflict`."""
-
-    absent: bool = False
-    version: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.absent and self.version is not None:
-            raise InvalidArgument("a key is absent, or has a version")
-
-
-ANY = Condition()
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """One put of a batch; an empty `key` is the hash of `data`."""
-
-    key: bytes
-    data: Buffer
-    condition: Condition = ANY
-
-
-@dataclass(frozen=True, slots=True)
-class Delete:
-    """One delete of a batch."""
-
-    key: bytes
-    condition: Condition = ANY
-
-
-Change = Put | Delete
-
-
-@dataclass(frozen=True, slots=True)
 class ObjectPage:
     """A part of a store's listing, in the order of keys; `more` says that keys follow."""
 
@@ -112,37 +74,11 @@ class ObjectRange:
 
 
 @dataclass(frozen=True, slots=True)
-class Collected:
-    """What a garbage collection removed: `objects` with `bytes` of data."""
-
-    objects: int = 0
-    bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """What a name stands for: the content whose SHA-256 is `hash`, or the saved reference whose id
-    is `reference`.  Exactly one of them is given."""
-
-    name: str
-    version: int = 0
-    hash: bytes | None = None
-    reference: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class BindingPage:
     """A part of a namespace's listing, in the order of names; `more` says that names follow."""
 
     bindings: Sequence[Binding] = ()
     more: bool = False
-
-
-def check_key(key: bytes, *, empty: bool = False) -> bytes:
-    """`key` if it can be one (with `empty`, also none).  Raises `InvalidArgument`."""
-    if len(key) > KEY_BYTES_MAX or (not key and not empty):
-        raise InvalidArgument(f"a key has 1 to {KEY_BYTES_MAX} bytes")
-    return key
 
 
 class ObjectSink(ABC):

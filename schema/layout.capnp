@@ -224,3 +224,113 @@ struct Wf1Extent {
   reserved @6 :UInt16;
   crc @7 :UInt32;
 }
+
+# CAPOSST1, docs/spec/caposst1.md ------------------------------------------------------------------
+
+const st1Magic :UInt64 = 0x315453534f504143;         # "CAPOSST1"
+const st1Version :UInt32 = 1;
+const st1TableMagic :UInt64 = 0x4c42545453534f43;    # "COSSTTBL"
+
+# The superblocks, and where segments begin, in blocks.
+const st1SuperblockLbas :List(UInt32) = [0, 1];
+const st1SegmentsLba :UInt32 = 8;
+
+# Bits of `St1Entry.flags`.
+const st1Removed :UInt16 = 1;
+const st1Hashed :UInt16 = 2;
+const st1InFrame :UInt16 = 4;
+const st1Replaces :UInt16 = 8;
+
+# Bits of `St1Frame.flags`.
+const st1GoesOn :UInt32 = 1;
+
+# `St1Binding.kind`.
+const st1Hash :UInt16 = 1;
+const st1Reference :UInt16 = 2;
+
+struct St1Superblock {
+  magic @0 :UInt64;
+  features @1 :UInt64;
+  generation @2 :UInt64;
+  imageIdLow @3 :UInt64;
+  imageIdHigh @4 :UInt64;
+  regionBlocks @5 :UInt64;
+  created @6 :Int64;
+  tableLba @7 :UInt64;
+  logLba @8 :UInt64;
+  logSequence @9 :UInt64;
+  logKey @10 :UInt64;
+  durable @11 :UInt64;
+  segmentBlocks @12 :UInt32;
+  tableSum @13 :UInt32;
+  version @14 :UInt32;
+  crc @15 :UInt32;
+}
+
+struct St1Table {
+  magic @0 :UInt64;
+  sequence @1 :UInt64;
+  version @2 :UInt64;
+  entryCount @3 :UInt64;
+  nameCount @4 :UInt64;
+  partCount @5 :UInt64;
+  heapBytes @6 :UInt64;
+  slotCount @7 :UInt64;
+  runCount @8 :UInt32;
+  usageCount @9 :UInt32;
+  pageCount @10 :UInt32;
+  pageBytes @11 :UInt32;
+  headSum @12 :UInt32;
+  crc @13 :UInt32;
+}
+
+struct St1Frame {
+  key @0 :UInt64;
+  epoch @1 :UInt64;
+  sequence @2 :UInt64;
+  durable @3 :UInt64;
+  next @4 :UInt64;
+  entryCount @5 :UInt32;
+  partCount @6 :UInt32;
+  heapBytes @7 :UInt32;
+  flags @8 :UInt32;
+  payloadSum @9 :UInt32;
+  crc @10 :UInt32;
+}
+
+struct St1Entry {
+  version @0 :UInt64;
+  created @1 :Int64;
+  place @2 :UInt64;
+  keyAt @3 :UInt64;
+  size @4 :UInt32;
+  sum @5 :UInt32;
+  partCount @6 :UInt32;
+  keySum @7 :UInt32;
+  keyBytes @8 :UInt16;
+  flags @9 :UInt16;
+  provenance @10 :Wire.Provenance;
+  reserved @11 :UInt16;
+  replacedParts @12 :UInt32;
+  crc @13 :UInt32;
+}
+
+struct St1Part {
+  place @0 :UInt64;
+  offset @1 :UInt64;
+  length @2 :UInt32;
+  sum @3 :UInt32;
+  reserved @4 :UInt32;
+  crc @5 :UInt32;
+}
+
+struct St1Binding {
+  hash0 @0 :UInt64;
+  hash1 @1 :UInt64;
+  hash2 @2 :UInt64;
+  hash3 @3 :UInt64;
+  reference @4 :UInt64;
+  kind @5 :UInt16;
+  reserved @6 :UInt16;
+  crc @7 :UInt32;
+}
