@@ -11,11 +11,14 @@ import re
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from capstore.backers.hostdir import HostVolume
 from capstore.backers.image import ImageVolume
 from capstore.backers.memory import MemoryVolume
 from capstore.backers.node import Volume
+from capstore.backers.st1 import St1Store
+from capstore.backers.store import ObjectStore
 from capstore.backers.wf1 import Wf1Volume
 from capstore.images.formats import FORMATS, open_image
 from capstore.schema.errors import InvalidArgument
@@ -109,19 +112,38 @@ async def _open_image(spec: Spec, cache: Path | None) -> Volume:
     )
 
 
-async def _open_wf1(spec: Spec, cache: Path | None) -> Volume:
+class _Writable(TypedDict):
+    """The options of a writable image."""
+
+    create: bool
+    size: int | None
+    read_only: bool
+
+
+def _writable(spec: Spec) -> _Writable:
+    """What a specification says about a writable image.  Raises `InvalidArgument`."""
     spec.check_options({"create", "size", "ro"})
     create, read_only = spec.flag("create"), spec.flag("ro")
     if not spec.argument:
-        raise InvalidArgument("wf1: needs a path")
+        raise InvalidArgument(f"{spec.scheme}: needs a path")
     if create and read_only:
-        raise InvalidArgument("wf1: what is made is not for reading only")
+        raise InvalidArgument(f"{spec.scheme}: what is made is not for reading only")
     size = None
     if "size" in spec.options:
         size = spec.size("size", 0)
         if not create or not size:
-            raise InvalidArgument("wf1: a size is what an image is made with: create,size=64MiB")
-    return await Wf1Volume.open(spec.argument, create=create, size=size, read_only=read_only)
+            raise InvalidArgument(
+                f"{spec.scheme}: a size is what an image is made with: create,size=64MiB"
+            )
+    return {"create": create, "size": size, "read_only": read_only}
+
+
+async def _open_wf1(spec: Spec, cache: Path | None) -> Volume:
+    return await Wf1Volume.open(spec.argument, **_writable(spec))
+
+
+async def _open_st1(spec: Spec) -> ObjectStore:
+    return await St1Store.open(spec.argument, **_writable(spec))
 
 
 async def _open_pyfs(spec: Spec, cache: Path | None) -> Volume:
@@ -143,16 +165,32 @@ _OPENERS: dict[str, Callable[[Spec, Path | None], Awaitable[Volume]]] = {
 }
 
 
-async def open_volume(text: str, *, cache: Path | None = None) -> Volume:
-    """Opens the volume that the specification `text` describes.
+_STORE_OPENERS: dict[str, Callable[[Spec], Awaitable[ObjectStore]]] = {"st1": _open_st1}
+
+
+async def open_backer(text: str, *, cache: Path | None = None) -> Volume | ObjectStore:
+    """Opens what the specification `text` describes, be it a tree or a store of objects.
 
     Indices of archives are kept in the directory `cache`, if there is one, and made anew at each
     opening otherwise.  Raises `InvalidArgument` for a specification that makes no sense, `NotFound`
     for a path that is not there, and what the backer raises.
     """
     spec = Spec.parse(text)
+    if spec.scheme in _STORE_OPENERS:
+        return await _STORE_OPENERS[spec.scheme](spec)
     opener = _OPENERS.get(spec.scheme)
     if opener is None:
-        known = ", ".join(f"{scheme}:" for scheme in _OPENERS)
+        known = ", ".join(f"{scheme}:" for scheme in (*_OPENERS, *_STORE_OPENERS))
         raise InvalidArgument(f'no backer is called "{spec.scheme}:" (there are: {known})')
     return await opener(spec, cache)
+
+
+async def open_volume(text: str, *, cache: Path | None = None) -> Volume:
+    """Opens the tree that the specification `text` describes; raises as `open_backer`, and
+    `InvalidArgument` for a store of objects."""
+    spec = Spec.parse(text)
+    if spec.scheme in _STORE_OPENERS:
+        raise InvalidArgument(f"{spec.scheme}: is a store of objects, and no tree")
+    opened = await open_backer(text, cache=cache)
+    assert isinstance(opened, Volume)  # noqa: S101 - as the scheme says
+    return opened

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from capstore.images import ro1, wf1
+from capstore.images import ro1, st1, wf1
 from capstore.images.archive import open_archive
 from capstore.images.compressed import detect, first_bytes
 from capstore.images.cpio_header import MAGICS as CPIO_MAGICS
@@ -31,6 +31,8 @@ _HEAD_BYTES: Final = 1024
 _BOOT_SIGNATURE: Final = b"\x55\xaa"
 
 FORMATS: Final = ("ro1", "tar", "cpio", "fat", "wf1")
+# What is no tree, but a store of objects.
+STORES: Final = ("st1",)
 
 
 def open_image(
@@ -47,6 +49,8 @@ def open_image(
     what opening the file raises.
     """
     kind = scheme or format_of(path)
+    if kind in STORES:
+        raise Unsupported("a store of objects is no tree of files")
     if kind not in FORMATS:
         raise InvalidArgument(f'"{kind}" is no format of images')
     if part is not None and kind != "fat":
@@ -81,15 +85,18 @@ def _owned(device: BlockDevice, opener: Callable[[BlockDevice], ImageTree]) -> I
 
 
 def format_of(path: str | os.PathLike[str]) -> str:
-    """What the file looks like: one of `FORMATS`.
+    """What the file looks like: one of `FORMATS`, or of `STORES` where there is no tree beside.
 
     Raises `Unsupported` for what is none of them, and what opening and reading the file raises.
     """
     device = FileDevice.open(path, writable=False)
     try:
         head, has_wf1 = _head_of(device), _has_wf1(device)
+        is_store = has_store(device)
     finally:
         device.close()
+    if is_store:
+        return "wf1" if has_wf1 else "st1"
     found = next((name for name, looks_like in _SNIFFERS.items() if looks_like(head)), None)
     if has_wf1 and (found is None or not any(head)):
         # Its superblock is not where a file begins: in front of it are zeros, or a store.
@@ -97,6 +104,15 @@ def format_of(path: str | os.PathLike[str]) -> str:
     if found is None:
         raise Unsupported("this is no image of a known format")
     return found
+
+
+def has_store(device: BlockDevice) -> bool:
+    """Whether a store of objects (CAPOSST1) is on the device, alone or in front of a tree."""
+    magic = st1.MAGIC.to_bytes(8, "little")
+    offsets = [lba * BLOCK_BYTES for lba in st1.SUPERBLOCK_LBAS]
+    return any(
+        device.read(at, len(magic)) == magic for at in offsets if at + len(magic) <= device.size()
+    )
 
 
 def _head_of(device: BlockDevice) -> bytes:

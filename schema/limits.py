@@ -28,6 +28,7 @@ CAPABILITIES_MAX: Final = 4096
 UNSENT_BYTES_MAX: Final = 8 * MIB
 STALL_SECONDS_MAX: Final = 60
 IDLE_SECONDS_MAX: Final = 60
+SINKS_MAX: Final = 64
 GRANT_DEPTH_MAX: Final = 64
 HANDSHAKE_SECONDS_MAX: Final = 10
 TICKET_SECONDS_MAX: Final = 10
@@ -169,6 +170,7 @@ LIMITS: Final = (
     Limit("pyfsScans", PYFS_SCANS_MAX, "listings", "that are kept, of one volume"),
     Limit("pyfsPlaces", PYFS_PLACES_MAX, "places", "renamed or removed that are remembered"),
     Limit("imageDepth", IMAGE_DEPTH_MAX, "levels", "of a tree that an image is built of"),
+    Limit("sinks", SINKS_MAX, "puts in pieces", "open at once, of one connection"),
     Limit("keyBytes", KEY_BYTES_MAX, "bytes", "of an object's key"),
     Limit("objectBytes", OBJECT_BYTES_MAX, "bytes", "of one object"),
     Limit("batchChanges", BATCH_CHANGES_MAX, "changes", "in one batch of a store"),
