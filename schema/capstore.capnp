@@ -390,7 +390,7 @@ interface Store {
   # durable.
 
   put @0 (data :Data, key :Data, condition :Condition)
-      -> (key :Data, version :UInt64, error :Error);
+      -> (key :Data, version :UInt64, error :Error, created :Int64, provenance :Provenance);
   # Codes: readOnly, denied, conflict, tooLarge, noSpace, quotaExceeded, invalidArgument (key).
 
   get @1 (key :Data) -> (data :Data, version :UInt64, error :Error);
@@ -402,66 +402,92 @@ interface Store {
   delete @3 (key :Data, condition :Condition) -> (error :Error);
   # Codes: notFound, conflict, readOnly, denied.
 
-  list @4 (prefix :Data, cursor :Data, limit :UInt32)
+  list @4 (prefix :Data, cursor :Data, limit :UInt32, after :Data)
       -> (objects :List(ObjectStat), cursor :Data, error :Error);
-  # Pages as in Directory.list, in the order of the keys.  Codes: invalidArgument, denied.
+  # Pages as in Directory.list, in the order of the keys.  A cursor is of one store and one prefix;
+  # any other, or one that was changed, is refused.  With an empty cursor `after` may name a key
+  # behind which to begin.  Codes: invalidArgument, denied.
 
   stat @5 (key :Data) -> (stat :ObjectStat, error :Error);
   # Codes: notFound, denied.
 
   read @6 (key :Data, offset :UInt64, length :UInt32)
-      -> (data :Data, eof :Bool, version :UInt64, error :Error);
-  # A range of an object, as File.read.  Codes: notFound, denied.
+      -> (data :Data, eof :Bool, version :UInt64, error :Error,
+          size :UInt64, created :Int64, provenance :Provenance);
+  # A range of an object, as File.read.  `version` says which object the range is of: who reads in
+  # pieces puts together only what has the same one.  Codes: notFound, denied.
 
   begin @7 (key :Data, condition :Condition, size :UInt64) -> (sink :Sink, error :Error);
   # A put in chunks, for objects of any permitted size.  `size` 0 means not known yet.
-  # Codes: as put.
+  # Codes: as put; busy (too many sinks are open on this connection).
 
   batch @8 (items :List(BatchItem)) -> (versions :List(UInt64), error :Error);
-  # All of the changes or none.  Codes: as put and delete.
+  # All of the changes or none.  All data and keys of one batch are at most `maxTransferBytes`.
+  # Codes: as put and delete.
 
   sync @9 () -> (error :Error);
 
   usage @10 () -> (usage :Usage, error :Error);
+  # Under a quota: of the quota.  Otherwise it is for who may list the whole store.  Codes: denied.
 
   getOnly @11 () -> (store :Store, error :Error);
-  # A store that gets by key and does nothing else: no list, no put, no delete.
+  # A store that gets by key (get, has, stat, read) and does nothing else: no list, no usage, no
+  # put, no delete, no names.  Codes: denied (a drop box has nothing to get).
 
   putOnly @12 () -> (store :Store, error :Error);
-  # A drop box: puts new keys, and neither reads, lists nor tells what exists.
+  # A drop box.  Each put, or sink, makes a new object: its key is the key that was given, which may
+  # be empty, followed by 32 hexadecimal digits of the service's choice; the answer tells it.  So a
+  # put never meets what is there: it neither replaces anything nor finds out, by its answer or by
+  # the time it takes, that a key or a content exists.  It is never content-addressed, and its
+  # answer's `version` is 0, for versions tell how much others put.  A condition is `denied`, and so
+  # is every other method but sync, putOnly, subStore, attenuate, ticket and save.  What a holder
+  # does learn: that the volume is full (`noSpace`).  Codes: denied (a store that does not put).
 
   subStore @13 (prefix :Data) -> (store :Store, error :Error);
-  # The part of the key space below a prefix, as a store of its own.
+  # The part of the key space below a prefix, as a store of its own: keys are what follows the
+  # prefix, and prefix and key together have at most 1024 bytes.  A put without a key is refused
+  # (invalidArgument), for the hash of a content is no key below a prefix.  What a holder learns of
+  # what is outside: versions are those of the whole store, so they tell how many puts it saw.
+  # Codes: invalidArgument.
 
   attenuate @14 (policy :Policy) -> (store :Store, revoker :Revoker, error :Error);
+  # See File.attenuate.  Besides readOnly and expiresAt a store knows maxBytes and maxNodes: by how
+  # much what is put through the capability (and all derived from it) may make the store grow,
+  # replaced and removed objects counted against it; and callsPerSecond and bytesPerSecond: what is
+  # over the rate is `busy`, and has had no effect.
 
   ticket @15 () -> (ticket :Data, error :Error);
 
   save @16 (label :Text) -> (token :Text, error :Error);
+  # As Directory.save; prefix, verbs and quota are saved with it.
 
   compact @17 () -> (error :Error);
   # Gives back the space of what was replaced or removed; gets and puts go on meanwhile.  For who
-  # holds the whole store, unattenuated.  Codes: denied, noSpace, unsupported.
+  # holds the whole store, unattenuated.  Codes: denied, readOnly, noSpace, unsupported.
 
   collect @18 (olderThan :UInt64) -> (objects :UInt64, bytes :UInt64, error :Error);
   # Removes objects that were put without a key at least `olderThan` seconds ago, in the last such
-  # put, and that no name stands for.  For who holds the whole store.  Codes: denied, unsupported.
+  # put, and that no name stands for.  For who holds the whole store, unattenuated.
+  # Codes: denied, readOnly, unsupported.
 
   namespace @19 () -> (namespace :Namespace, error :Error);
-  # The names over the store.  A store that is read-only gives one that is; other attenuations of
-  # the key space give none.  Codes: denied, unsupported.
+  # The names over the store.  A store that is read-only, or under a quota, gives one that is
+  # read-only; other attenuations of the key space give none.  Codes: denied, unsupported.
 }
 
 interface Sink {
   # One chunked put.  Dropping it before `commit` leaves no trace.
 
   write @0 (data :Data) -> (error :Error);
-  # Chunks are taken in the order in which they are sent.  Codes: tooLarge, noSpace.
+  # Chunks are taken in the order in which they are sent.  When one fails, so do those behind it and
+  # `commit`.  Codes: tooLarge, noSpace, quotaExceeded, closed.
 
-  commit @1 () -> (key :Data, version :UInt64, error :Error);
+  commit @1 () -> (key :Data, version :UInt64, error :Error,
+      size :UInt64, created :Int64, provenance :Provenance);
   # The object appears, whole and durable.  Codes: as Store.put; closed.
 
   abort @2 () -> (error :Error);
+  # Gives up; again, or behind `commit`, it does nothing.
 }
 
 # Namespace -------------------------------------------------------------------------------------
@@ -480,21 +506,34 @@ interface Namespace {
 
   resolve @0 (name :Text)
       -> (binding :Binding, capability :Capability, kind :CapabilityKind, error :Error);
-  # `capability` is null for a hash.  Codes: notFound, invalidName.
+  # `capability` is null for a hash.  For a reference it is what was saved, with the authority of
+  # the reference less what was taken from this namespace: a read-only one gives only what reads,
+  # and what ends the namespace, or the reference, ends it too.  It is not saved again (`denied`):
+  # who is to keep it keeps the name.  A reference that has ended is `notFound`.
+  # Codes: notFound, invalidName.
 
-  bind @1 (name :Text, binding :Binding, condition :Condition)
+  bind @1 (name :Text, binding :Binding, condition :Condition, token :Text)
       -> (version :UInt64, error :Error);
-  # Codes: conflict, invalidName, readOnly.
+  # A name for a reference is a way to what was saved, for everybody who may resolve it.  So it
+  # takes the token of the reference: `binding.reference` is its id, or 0 where only the token is
+  # known.  Without a token a reference is bound only by who restored this whole namespace, or the
+  # store it is over, from the reference that it was saved below.  `binding.name` and its version
+  # are not looked at.
+  # Codes: conflict, invalidName, invalidArgument, readOnly, denied (no authority over the
+  # reference, or no such one), notFound (a hash that the store does not hold).
 
   unbind @2 (name :Text, condition :Condition) -> (error :Error);
-  # Codes: notFound, conflict, readOnly.
+  # Codes: notFound, conflict, readOnly, invalidName.
 
-  list @3 (cursor :Data, limit :UInt32)
+  list @3 (cursor :Data, limit :UInt32, after :Text)
       -> (bindings :List(Binding), cursor :Data, error :Error);
+  # Pages as in Store.list, in the order of the names' bytes.  Codes: invalidArgument.
 
   sub @4 (name :Text) -> (namespace :Namespace, error :Error);
+  # The names below `name`; it needs no making.  Codes: invalidName.
 
   save @5 (label :Text) -> (token :Text, error :Error);
+  # As Directory.save.
 }
 
 # Broken --------------------------------------------------------------------------------------

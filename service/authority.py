@@ -6,27 +6,38 @@ Invariants:
   reference it was saved from; revoking anything above ends it, live and saved.
 * One reference has one live grant, however often it is restored.
 * A wrong, truncated, revoked and expired token are told apart by nothing.
+* What a policy counts (a quota, a rate) is used up once, however often what is under it is saved:
+  see `_anchor`.
+* A name gives what was saved only where somebody with authority over the reference bound it, in
+  this store (`may_bind`), and never more than the namespace it is read in allows (`lent`).
 * The owner's token of a volume is derived from the owner key, so a restart gives the same URI
   without a token being stored.  Revoking it moves the volume to its next epoch, hence token.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from capstore.backers.node import DirectoryNode, FileNode, Node, Volume
-from capstore.schema.errors import Denied, InvalidArgument, NotFound, Revoked
+from capstore.backers.store import ObjectStore
+from capstore.schema.errors import Denied, Expired, InvalidArgument, NotFound, Revoked
 from capstore.schema.limits import LABEL_BYTES_MAX
 from capstore.service.grants import Effect, Grant, Policy, ServedVolume
 from capstore.service.guard import GuardedDirectory, GuardedFile
+from capstore.service.name_guard import GuardedNamespace
 from capstore.service.references import Reference, ReferenceTable, digest_of
+from capstore.service.store_guard import GuardedStore, Scope
 
-Guarded = GuardedDirectory | GuardedFile
+Guarded = GuardedDirectory | GuardedFile | GuardedStore | GuardedNamespace
+
+_CURSOR_SEAL_BYTES = 16
 
 
 class Authority:
@@ -34,7 +45,7 @@ class Authority:
 
     def __init__(
         self,
-        volumes: Mapping[str, Volume],
+        volumes: Mapping[str, Volume | ObjectStore],
         table: ReferenceTable,
         owner_key: bytes,
         *,
@@ -45,6 +56,7 @@ class Authority:
         self._owner_key = owner_key
         self._clock = clock
         self._grants: dict[int, Grant] = {}
+        self._anchoring = asyncio.Lock()
 
     # Owners ------------------------------------------------------------------------------------
 
@@ -57,10 +69,11 @@ class Authority:
     async def ensure_owners(self) -> None:
         """Makes the owner reference of each volume that has none."""
         self._table.drop_expired(self._clock())
-        for name in self._volumes:
+        for name, served in self._volumes.items():
             token = self.owner_token(name)
             if self._table.find(token) is None:
-                owner = self._reference(token, "owner", "directory", name, b"", Policy(), 0)
+                kind = "store" if isinstance(served.volume, ObjectStore) else "directory"
+                owner = self._reference(token, "owner", kind, name, b"", Policy(), 0)
                 await self._table.add(owner)
 
     def _reference(
@@ -97,9 +110,12 @@ class Authority:
         grant.check(Effect.OBSERVE)
         if len(label.encode("utf-8", "surrogatepass")) > LABEL_BYTES_MAX or not label.isprintable():
             raise InvalidArgument(f"a label is at most {LABEL_BYTES_MAX} bytes of printable text")
-        handle = await grant.served.volume.handle_of(guarded.node)
+        if grant.borrowed:
+            raise Denied("what a name gave is not saved: keep the name")
+        handle = await _handle_of(guarded)
         grant.check(Effect.OBSERVE)
         child = grant.derive(Policy())
+        await self._anchor(grant)
         token = _text(secrets.token_bytes(32))
         policy = grant.policy_since_reference()
         self._table.drop_expired(self._clock())
@@ -122,6 +138,39 @@ class Authority:
         self._grants[reference.id] = child
         return token
 
+    async def _anchor(self, grant: Grant) -> None:
+        """Gives every attenuation above `grant` that counts a reference of its own.
+
+        Nobody has its token.  What is saved below it finds what is used of a quota there, instead
+        of each having all of it.  Raises as `ReferenceTable.add`, and `Revoked`.
+        """
+        async with self._anchoring:
+            links: list[Grant] = []
+            link: Grant | None = grant
+            while link is not None and not link.reference_id:
+                links.append(link)
+                link = link.parent
+            for link in reversed(links):
+                if link.policy.counts:
+                    await self._anchor_one(link)
+
+    async def _anchor_one(self, link: Grant) -> None:
+        reference = self._reference(
+            _text(secrets.token_bytes(32)),
+            "a quota or a rate, for what is saved below",
+            "store",
+            link.served.name,
+            b"",
+            link.policy_since_reference(),
+            link.nearest_reference(),
+        )
+        reference = await self._table.add(replace(reference, used=_used(link)))
+        if link.revoked or reference.id not in self._table:
+            await self._table.remove([reference.id])
+            raise Revoked("the capability was revoked")
+        link.reference_id = reference.id
+        self._grants[reference.id] = link
+
     async def restore(self, token: str) -> Guarded:
         """The node saved under `token`, with its authority.
 
@@ -129,15 +178,18 @@ class Authority:
         node is gone.
         """
         reference = self._valid(token)
-        grant = self.grant_of(reference)
-        node = await _node_of(reference, grant.served.volume)
+        return await self._restored(reference, self.grant_of(reference))
+
+    async def _restored(self, reference: Reference, grant: Grant) -> Guarded:
+        """What `reference` stands for, under `grant`."""
+        volume = grant.served.volume
+        if isinstance(volume, ObjectStore):
+            guarded = await _part_of(volume, reference, grant)
+        else:
+            guarded = _guarded(await _node_of(reference, volume), reference, grant)
         grant.check(Effect.OBSERVE)
         self._table.touch(reference.id, self._clock())
-        if reference.kind == "directory" and isinstance(node, DirectoryNode):
-            return GuardedDirectory(node, grant)
-        if reference.kind == "file" and isinstance(node, FileNode):
-            return GuardedFile(node, grant)
-        raise NotFound("what was saved is gone")
+        return guarded
 
     def _valid(self, token: str) -> Reference:
         reference = self._table.find(token)
@@ -162,13 +214,69 @@ class Authority:
             self._grants[each.id] = (
                 self._owner_grant(each)
                 if parent is None
-                else parent.derive(each.policy, reference_id=each.id)
+                else parent.derive(each.policy, reference_id=each.id, used=each.used)
             )
         return self._grants[reference.id]
 
     def _owner_grant(self, reference: Reference) -> Grant:
         served = self._volumes[reference.volume]
         return Grant(served, reference.policy, reference_id=reference.id, clock=self._clock)
+
+    # Names -------------------------------------------------------------------------------------
+
+    async def may_bind(self, names: GuardedNamespace, reference_id: int, token: str) -> int:
+        """The id of the reference that a name in `names` may stand for from now on.
+
+        That takes its `token`, or to have restored `names`, whole, from what it was saved below.
+        Raises `Denied`, always the same, and `StorageIOError`.
+        """
+        names.check_may_change()
+        if token:
+            reference = self._valid(token)
+            if reference_id not in (0, reference.id):
+                raise _denied()
+            reference_id = reference.id
+        elif not names.restored_from or reference_id not in self.ids_below(names.restored_from):
+            raise _denied()
+        # Ids are small numbers, and an image may come from elsewhere: the reference has to know.
+        await self._table.bind(reference_id, names.grant.served.name)
+        return reference_id
+
+    async def lent(self, reference_id: int, names: GuardedNamespace) -> Guarded:
+        """What a name in `names` stands for, with the authority of both.
+
+        Raises `NotFound` for a reference that has ended, or was never bound in this store.
+        """
+        reference = self._table.get(reference_id)
+        ended = NotFound("what the name stood for has ended")
+        if reference is None or reference.volume not in self._volumes:
+            raise ended
+        if names.grant.served.name not in reference.bound:
+            raise ended
+        try:
+            grant = self.grant_of(reference)
+            grant.check(Effect.OBSERVE)
+        except (Denied, Revoked, Expired):
+            raise ended from None
+        return await self._restored(reference, grant.lent_to(names.grant))
+
+    # Cursors -----------------------------------------------------------------------------------
+
+    def _cursor_seal(self, listing: Sequence[bytes], last: bytes) -> bytes:
+        parts = b"".join(len(part).to_bytes(4, "little") + part for part in (*listing, last))
+        message = b"capstore cursor\0" + parts
+        return hmac.new(self._owner_key, message, hashlib.sha256).digest()[:_CURSOR_SEAL_BYTES]
+
+    def cursor(self, listing: Sequence[bytes], last: bytes) -> bytes:
+        """A cursor behind `last` of the listing that `listing` tells from all others."""
+        return self._cursor_seal(listing, last) + last
+
+    def behind(self, listing: Sequence[bytes], cursor: bytes) -> bytes:
+        """Where `cursor` stands.  Raises `InvalidArgument` for one of another listing."""
+        seal, last = cursor[:_CURSOR_SEAL_BYTES], cursor[_CURSOR_SEAL_BYTES:]
+        if not hmac.compare_digest(seal, self._cursor_seal(listing, last)):
+            raise InvalidArgument("not a cursor of this listing")
+        return last
 
     # Control -----------------------------------------------------------------------------------
 
@@ -229,8 +337,55 @@ class Authority:
             self._table.epochs[reference.volume] = self._table.epochs.get(reference.volume, 0) + 1
 
     async def commit(self) -> None:
-        """Makes durable what is not yet: times of last use, and ends that could not be written."""
+        """Makes durable what is not yet: times of last use, what is used of quotas, and ends that
+        could not be written."""
+        for reference_id, grant in self._grants.items():
+            if grant.book is not None:
+                self._table.note_used(reference_id, _used(grant))
         await self._table.commit()
+
+
+def _used(grant: Grant) -> tuple[int, int]:
+    book = grant.book
+    return (0, 0) if book is None else (book.bytes_used, book.nodes_used)
+
+
+async def _handle_of(guarded: Guarded) -> bytes:
+    """Raises what the volume raises for a node it cannot name."""
+    if isinstance(guarded, GuardedStore | GuardedNamespace):
+        return guarded.handle
+    volume = guarded.grant.served.volume
+    if isinstance(volume, ObjectStore):
+        raise NotFound("a store has no nodes")
+    return await volume.handle_of(guarded.node)
+
+
+def _guarded(node: Node, reference: Reference, grant: Grant) -> Guarded:
+    # An owner's reference stands for the root, of whatever is served under the name now.
+    if isinstance(node, DirectoryNode) and (reference.kind == "directory" or not reference.parent):
+        return GuardedDirectory(node, grant)
+    if reference.kind == "file" and isinstance(node, FileNode):
+        return GuardedFile(node, grant)
+    raise NotFound("what was saved is gone")
+
+
+async def _part_of(store: ObjectStore, reference: Reference, grant: Grant) -> Guarded:
+    """The store, or the names over it, that was saved.
+
+    Raises `NotFound` where a tree was served under this name then.
+    """
+    if reference.kind == "store" or not reference.parent:
+        return GuardedStore(store, grant, Scope.of(reference.handle))
+    if reference.kind != "namespace":
+        raise NotFound("what was saved is gone")
+    names, path = store.names, _names_in(reference.handle)
+    for name in path:
+        names = await names.sub(name)
+    return GuardedNamespace(names, grant, path, grant.reference_id)
+
+
+def _names_in(handle: bytes) -> tuple[str, ...]:
+    return tuple(handle.decode().split("/")) if handle else ()
 
 
 async def _node_of(reference: Reference, volume: Volume) -> Node:

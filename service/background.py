@@ -132,20 +132,7 @@ class BackgroundLoop:
         Raises `Closed` when the loop has ended, and RuntimeError on the loop's own thread, where
         it could only wait for itself.
         """
-        if threading.current_thread() is self._thread:
-            coroutine.close()
-            raise RuntimeError("the synchronous interface was called on its own event loop")
-        loop = self._loop
-        if not self.usable or loop is None:
-            coroutine.close()
-            raise Closed("the background loop has ended")
-        guarded = _without_frames(coroutine)
-        try:
-            future = asyncio.run_coroutine_threadsafe(guarded, loop)
-        except RuntimeError:
-            guarded.close()
-            coroutine.close()
-            raise Closed("the background loop has ended") from None
+        future = self.submit(coroutine)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -156,6 +143,23 @@ class BackgroundLoop:
         finally:
             # It holds the exception whose traceback holds this frame.
             del future
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """As `call`, for who waits in a way of its own: on another event loop, say."""
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise RuntimeError("the synchronous interface was called on its own event loop")
+        loop = self._loop
+        if not self.usable or loop is None:
+            coroutine.close()
+            raise Closed("the background loop has ended")
+        guarded = _without_frames(coroutine)
+        try:
+            return asyncio.run_coroutine_threadsafe(guarded, loop)
+        except RuntimeError:
+            guarded.close()
+            coroutine.close()
+            raise Closed("the background loop has ended") from None
 
     def stop(self) -> None:
         """Ends the loop; calls under way raise `Closed`."""

@@ -11,7 +11,6 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import capnp
 
@@ -22,12 +21,12 @@ from capstore.schema.errors import (
     Disconnected,
     InvalidArgument,
     ReadOnly,
-    Unsupported,
     from_os_error,
 )
 from capstore.schema.limits import HANDSHAKE_SECONDS_MAX
 from capstore.service.loop import kj_loop_running
 from capstore.service.remote import Directory, File, Held, ReferenceControl, answer_of
+from capstore.service.remote_store import Restored, restored
 from capstore.service.transport import Transport, protocol_with
 from capstore.service.uri import CapabilityURI
 
@@ -52,17 +51,17 @@ class Connection:
     def __repr__(self) -> str:
         return f"<Connection {self.uri!r}>"
 
-    async def restore(self, token: str) -> Directory | File:
+    async def restore(self, token: str) -> Restored:
         """What was saved under `token`.  Raises `Denied`, `NotFound`, `Unsupported`."""
-        return _restored(await answer_of(self._gate.raw.restore(token)))
+        return restored(await answer_of(self._gate.raw.restore(token)))
 
-    async def root(self) -> Directory | File:
+    async def root(self) -> Restored:
         """What the URI stands for, its path included.  Raises as `restore` and `Directory.at`."""
         top = await self.restore(self.uri.token)
         if not self.uri.path:
             return top
-        if isinstance(top, File):
-            raise Denied("the URI stands for a file, which has nothing below it")
+        if not isinstance(top, Directory):
+            raise Denied("the URI stands for no directory, so it has no path below it")
         return await node_at(top, self.uri.path)
 
     async def reference(self, token: str) -> ReferenceControl:
@@ -81,15 +80,6 @@ class Connection:
     async def disconnected(self) -> None:
         """Returns when the connection is gone."""
         await self._rpc.on_disconnect()
-
-
-def _restored(response: Any) -> Directory | File:
-    kind = str(response.kind)
-    if kind == "directory":
-        return Directory(response.capability.as_interface(wire.Directory))
-    if kind == "file":
-        return File(response.capability.as_interface(wire.File))
-    raise Unsupported(f"this client has no use for a {kind}")
 
 
 async def node_at(top: Directory, path: tuple[str, ...]) -> Directory | File:
@@ -162,7 +152,7 @@ async def _connected(uri: CapabilityURI) -> tuple[capnp.AsyncIoStream, Transport
 
 
 @asynccontextmanager
-async def connect(uri: str | CapabilityURI) -> AsyncIterator[Directory | File]:
+async def connect(uri: str | CapabilityURI) -> AsyncIterator[Restored]:
     """What `uri` stands for, over a connection that lives as long as the context.
 
     Raises `InvalidArgument`, `Disconnected`, `Denied` for a token that gives nothing, `NotFound`.

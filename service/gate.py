@@ -15,7 +15,7 @@ from capstore.schema.limits import LIMITS, PAGE_ENTRIES_MAX
 from capstore.service.dispatch import Server, answers
 from capstore.service.messages import read_text, write_policy
 from capstore.service.references import Reference
-from capstore.service.servers import server_for
+from capstore.service.store_servers import server_for
 
 if TYPE_CHECKING:
     from capstore.service.session import Session

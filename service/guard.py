@@ -100,8 +100,11 @@ class _GuardedNode(Generic[N]):
         return self._node
 
     def narrowed_grant(self, policy: Policy) -> Grant:
-        """A grant below this node's; raises as any call would when authority has ended."""
+        """A grant below this node's; raises as any call would when authority has ended, and
+        `Unsupported` for a policy that counts: only stores do."""
         self.grant.check(_OBSERVE)
+        if policy.counts:
+            raise Unsupported("a tree has no quota and no rate")
         return self.grant.derive(policy)
 
     async def _call(self, method: str, *args: Any) -> Any:

@@ -207,26 +207,43 @@ def write_policy(builder: Any, policy: Policy, *, revocable: bool = False) -> No
     """Fills a ``Policy``."""
     builder.readOnly = policy.read_only
     builder.expiresAt = policy.expires_at
+    builder.maxBytes = policy.max_bytes
+    builder.maxNodes = policy.max_nodes
+    builder.callsPerSecond = policy.calls_per_second
+    builder.bytesPerSecond = policy.bytes_per_second
     builder.revocable = revocable
     builder.fieldsKnown = _POLICY_FIELDS
 
 
 _ENFORCED = frozenset({"readOnly", "revocable", "expiresAt", "fieldsKnown"})
+_COUNTED = frozenset({"maxBytes", "maxNodes", "callsPerSecond", "bytesPerSecond"})
 _POLICY_FIELDS = len(wire.Policy.schema.fieldnames)
 
 
-def read_policy(reader: Any) -> tuple[Policy, bool]:
-    """The policy, and whether a revoker is wanted.
+def read_policy(reader: Any, *, counts: bool = False) -> tuple[Policy, bool]:
+    """The policy, and whether a revoker is wanted; `counts` where quotas and rates are enforced.
 
     Raises `Unsupported` for a restriction that is asked for and not enforced here.
     """
     if reader.fieldsKnown > _POLICY_FIELDS:
         raise Unsupported("the policy may say more than this service understands")
+    enforced = _ENFORCED | _COUNTED if counts else _ENFORCED
     for field in reader.schema.fieldnames:
-        if field not in _ENFORCED and _is_set(reader, field):
+        if field not in enforced and _is_set(reader, field):
             raise Unsupported(f"the policy {field} is not served here")
-    policy = Policy(read_only=reader.readOnly, expires_at=reader.expiresAt)
-    return policy.check(), reader.revocable
+    return policy_of(reader).check(), reader.revocable
+
+
+def policy_of(reader: Any) -> Policy:
+    """A ``Policy`` as it stands there."""
+    return Policy(
+        read_only=reader.readOnly,
+        expires_at=reader.expiresAt,
+        max_bytes=reader.maxBytes,
+        max_nodes=reader.maxNodes,
+        calls_per_second=reader.callsPerSecond,
+        bytes_per_second=reader.bytesPerSecond,
+    )
 
 
 def _is_set(reader: Any, field: str) -> bool:

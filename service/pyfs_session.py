@@ -21,6 +21,7 @@ from capstore.service.client import open_connection
 from capstore.service.links import resolve
 from capstore.service.pyfs_tree import Tree
 from capstore.service.remote import Directory, File
+from capstore.service.remote_store import node_of
 from capstore.service.uri import CapabilityURI
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class Session:
     async def _open(self) -> Kept[Tree]:
         async with AsyncExitStack() as stack:
             connection = await stack.enter_async_context(open_connection(self._uri))
-            top = await connection.restore(self._uri.token)
+            top = node_of(await connection.restore(self._uri.token))
             if isinstance(top, File):
                 raise NotDirectory("the URI stands for a file")
             root = await self._root_below(top)

@@ -46,7 +46,9 @@ class Reference:
     """One saved reference.
 
     `handle` finds the node in its volume (empty: the root); `policy` is all that was taken away
-    since `parent` (0 for an owner's); times are ns since 1970, `last_used` 0 for never.
+    since `parent` (0 for an owner's); times are ns since 1970, `last_used` 0 for never.  `used` is
+    what is used of the policy's quota, in bytes and nodes, and `bound` names the stores in whose
+    namespaces there may be a name for this reference.
     """
 
     id: int
@@ -59,6 +61,8 @@ class Reference:
     parent: int
     created: int
     last_used: int = 0
+    used: tuple[int, int] = (0, 0)
+    bound: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As the file holds it."""
@@ -70,6 +74,9 @@ class Reference:
         fields = dict(data)
         fields["handle"] = base64.b64decode(fields["handle"], validate=True)
         fields["policy"] = Policy(**fields["policy"])
+        used_bytes, used_nodes = fields.get("used", (0, 0))
+        fields["used"] = (int(used_bytes), int(used_nodes))
+        fields["bound"] = tuple(str(name) for name in fields.get("bound", ()))
         return Reference(**fields)
 
 
@@ -160,6 +167,24 @@ class ReferenceTable:
         if reference is not None:
             self._by_id[reference_id] = replace(reference, last_used=now)
             self._changes += 1
+
+    def note_used(self, reference_id: int, used: tuple[int, int]) -> None:
+        """Notes what is used of a quota; durable with the next change or `commit`."""
+        reference = self._by_id.get(reference_id)
+        if reference is not None and reference.used != used:
+            self._by_id[reference_id] = replace(reference, used=used)
+            self._changes += 1
+
+    async def bind(self, reference_id: int, volume: str) -> None:
+        """Lets names in the store `volume` stand for the reference; durable on return.
+
+        Raises `StorageIOError`.
+        """
+        reference = self._by_id.get(reference_id)
+        if reference is not None and volume not in reference.bound:
+            self._by_id[reference_id] = replace(reference, bound=(*reference.bound, volume))
+            self._changes += 1
+        await self.commit()
 
     async def add(self, reference: Reference) -> Reference:
         """Adds `reference` under a new id; durable on return.

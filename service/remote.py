@@ -48,6 +48,7 @@ from capstore.schema.limits import PAGE_ENTRIES_MAX, TRANSFER_BYTES_MAX
 from capstore.schema.names import check_name
 from capstore.service.grants import Policy
 from capstore.service.messages import (
+    policy_of,
     read_entry,
     read_error,
     read_page,
@@ -170,8 +171,8 @@ class Narrowed:
     revoker: Revoker | None
 
 
-class _Remote(Held):
-    """What every remote capability has; `raw` is pycapnp's own object."""
+class Attenuable(Held):
+    """A remote capability that can be narrowed and saved; `raw` is pycapnp's own object."""
 
     __slots__ = ()
 
@@ -180,21 +181,28 @@ class _Remote(Held):
         write_policy(request.init("policy"), policy, revocable=revocable)
         return request.send()
 
+    async def save(self, label: str = "") -> str:
+        """Saves a reference that outlives this connection; returns its token, which is a secret.
+
+        Raises `InvalidArgument` (label), `TooLarge` (too many references), `Denied` (what a name
+        gave), `Unsupported`.
+        """
+        return str((await answer_of(self.raw.save(_text(label)))).token)
+
+
+class _Node(Attenuable):
+    """What every remote node has."""
+
+    __slots__ = ()
+
     async def stat(self) -> Stat:
         return read_stat((await answer_of(self.raw.stat())).stat)
 
     async def sync(self) -> None:
         await answer_of(self.raw.sync())
 
-    async def save(self, label: str = "") -> str:
-        """Saves a reference that outlives this connection; returns its token, which is a secret.
 
-        Raises `InvalidArgument` (label), `TooLarge` (too many references), `Unsupported`.
-        """
-        return str((await answer_of(self.raw.save(_text(label)))).token)
-
-
-class File(_Remote, FileNode):
+class File(_Node, FileNode):
     """A file of a service."""
 
     __slots__ = ()
@@ -257,7 +265,7 @@ class File(_Remote, FileNode):
         return Narrowed(File(response.file), Revoker(response.revoker) if revocable else None)
 
 
-class Directory(_Remote, DirectoryNode):
+class Directory(_Node, DirectoryNode):
     """A directory of a service."""
 
     __slots__ = ()
@@ -447,7 +455,7 @@ def _read_info(reader: Any) -> ReferenceInfo:
         label=read_text(reader, "label", what=Corrupt),
         kind=str(reader.kind),
         volume=read_text(reader, "volume", what=Corrupt),
-        policy=Policy(read_only=reader.policy.readOnly, expires_at=reader.policy.expiresAt),
+        policy=policy_of(reader.policy),
         created=reader.created,
         last_used=reader.lastUsed,
         parent=reader.parent,

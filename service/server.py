@@ -24,6 +24,7 @@ from typing import Any
 import capnp
 
 from capstore.backers.node import Volume
+from capstore.backers.store import ObjectStore
 from capstore.backers.workers import in_worker
 from capstore.schema.errors import Busy, InternalError, InvalidArgument, StorageError, from_os_error
 from capstore.schema.limits import (
@@ -51,10 +52,14 @@ _CALLS_END_SECONDS = 10.0
 _CALLS_END_LOOKS = 500
 
 
+# What a service serves under a name: a tree, or objects.
+Served = Volume | ObjectStore
+
+
 class Service:
     """A running service; made by `start`."""
 
-    def __init__(self, volumes: Mapping[str, Volume], state: StateDirectory, software: str) -> None:
+    def __init__(self, volumes: Mapping[str, Served], state: StateDirectory, software: str) -> None:
         self._volumes = dict(volumes)
         self._state = state
         self._software = software
@@ -121,7 +126,10 @@ class Service:
 
     def volume(self, name: str) -> Volume:
         """A served volume.  Raises KeyError."""
-        return self._volumes[name]
+        volume = self._volumes[name]
+        if not isinstance(volume, Volume):
+            raise KeyError(name)
+        return volume
 
     @property
     def sessions(self) -> list[Session]:
@@ -232,7 +240,7 @@ class Service:
 
 
 def start(
-    volumes: Mapping[str, Volume], state: StateDirectory, *, software: str = "capstore"
+    volumes: Mapping[str, Served], state: StateDirectory, *, software: str = "capstore"
 ) -> AbstractAsyncContextManager[Service]:
     """A running service over `volumes`, by name; it owns them and `state` from here on.
 
@@ -243,7 +251,7 @@ def start(
 
 @asynccontextmanager
 async def _running(
-    volumes: Mapping[str, Volume], state: StateDirectory, software: str
+    volumes: Mapping[str, Served], state: StateDirectory, software: str
 ) -> AsyncIterator[Service]:
     service = Service(volumes, state, software)
     async with kj_loop_running():

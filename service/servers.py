@@ -258,10 +258,3 @@ class RevokerServer(Server, wire.Revoker.Server):  # type: ignore[misc]
 
 # What an entry takes in a message, about; names and targets are bounded by the page's own limit.
 _ENTRY_BYTES = 160
-
-
-def server_for(session: Session, node: GuardedDirectory | GuardedFile) -> Any:
-    """The server of a guarded node."""
-    if isinstance(node, GuardedDirectory):
-        return DirectoryServer(session, node)
-    return FileServer(session, node)

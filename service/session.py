@@ -33,12 +33,13 @@ from capstore.schema.limits import (
     CALLS_IN_FLIGHT_MAX,
     CAPABILITIES_MAX,
     IDLE_SECONDS_MAX,
+    SINKS_MAX,
     STALL_SECONDS_MAX,
     TICKET_SECONDS_MAX,
     TICKETS_MAX,
     UNSENT_BYTES_MAX,
 )
-from capstore.service.authority import Authority
+from capstore.service.authority import Authority, Guarded
 from capstore.service.grants import Effect
 from capstore.service.guard import GuardedDirectory
 from capstore.service.messages import read_error
@@ -47,7 +48,7 @@ from capstore.service.transport import Transport
 log = logging.getLogger("capstore.service")
 
 # Tickets of the whole service, so that a capability may be passed over another connection.
-TicketTable = dict[bytes, "tuple[GuardedDirectory, Session]"]
+TicketTable = dict[bytes, "tuple[Guarded, Session]"]
 
 # What `dispatch` counts for the answer that holds a ticket.
 _TICKET_ANSWER_BYTES = 104
@@ -63,6 +64,7 @@ class Session:
         self.calls_in_flight = 0
         self.call_bytes = 0
         self.capabilities = 0
+        self.sinks = 0
         self.unsent_bytes = 0
         self.reserved_bytes = 0
         self._idle_since: float | None = None
@@ -115,6 +117,16 @@ class Session:
         is an effect that the capability would be the result of."""
         if self.capabilities >= CAPABILITIES_MAX:
             raise Busy(f"a connection holds at most {CAPABILITIES_MAX} capabilities: drop some")
+
+    def sink_opened(self) -> None:
+        """One more put in pieces is open.  Raises `Busy` above `SINKS_MAX`."""
+        if self.sinks >= SINKS_MAX:
+            raise Busy(f"a connection has at most {SINKS_MAX} puts in pieces open: end some")
+        self.sinks += 1
+
+    def sink_ended(self) -> None:
+        """One fewer."""
+        self.sinks -= 1
 
     def answer_queued(self, size: int) -> None:
         """`size` bytes of answers wait to be taken."""
@@ -173,12 +185,12 @@ class Session:
 
     # Tickets -----------------------------------------------------------------------------------
 
-    def issue_ticket(self, directory: GuardedDirectory) -> bytes:
-        """A one-time word for `directory`; it is forgotten soon, or when too many follow."""
-        directory.grant.check(Effect.OBSERVE)
+    def issue_ticket(self, guarded: Guarded) -> bytes:
+        """A one-time word for `guarded`; it is forgotten soon, or when too many follow."""
+        guarded.grant.check(Effect.OBSERVE)
         ticket = secrets.token_bytes(32)
         timer = asyncio.get_running_loop().call_later(TICKET_SECONDS_MAX, self._forget, ticket)
-        self._tickets[ticket] = (directory, self)
+        self._tickets[ticket] = (guarded, self)
         self._own_tickets[ticket] = timer
         if len(self._own_tickets) > TICKETS_MAX:
             self._forget(next(iter(self._own_tickets)))
@@ -211,6 +223,9 @@ class Session:
         issuer._forget(ticket)
         # The answer came to this very process: it was counted, and nobody will take it.
         issuer.bytes_taken(_TICKET_ANSWER_BYTES)
+        if not isinstance(directory, GuardedDirectory):
+            # Whoever passed it serves a Directory himself that hands on the ticket of a store.
+            raise InvalidArgument("the target is no directory of this service")
         return directory
 
     def is_idle(self, now: float) -> bool:

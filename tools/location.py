@@ -25,12 +25,15 @@ from capstore.schema.errors import Denied, Disconnected, InvalidArgument
 from capstore.schema.names import from_bytes
 from capstore.service.client import Connection, open_connection
 from capstore.service.remote import Directory, File
+from capstore.service.remote_store import node_of
 from capstore.service.uri import CapabilityURI, split_path
 
 _FROM_FILE = re.compile(
     r"@(?P<file>.+?)(?:#(?P<name>[^/#]+))?(?P<mark>/-(?P<path>/.*)?)?", re.DOTALL
 )
 _URI_FILE_BYTES_MAX = 1 << 20
+# What is served without being asked for.
+_BY_DEFAULT = ["files", "objects"]
 
 
 def locate(text: str, path: str | None = None) -> CapabilityURI:
@@ -81,11 +84,14 @@ def _secret_text(path: Path) -> str:
 
 
 def _named_in(text: str, name: str | None) -> CapabilityURI:
-    """The URI of the volume `name` in what ``serve`` printed; without a name the only one."""
+    """The URI of the volume `name` in what ``serve`` printed; without a name the only one, or that
+    of `files` where ``serve`` was told nothing else to serve."""
     lines = [line.rpartition("\t") for line in text.splitlines() if line.strip()]
     names = list(dict.fromkeys(before for before, _, _ in lines))
     if not lines:
         raise InvalidArgument("the file holds no URI")
+    if name is None and names == _BY_DEFAULT:
+        name = _BY_DEFAULT[0]
     if name is None and len(names) > 1:
         raise InvalidArgument(f"the file holds several URIs: say @FILE#NAME ({', '.join(names)})")
     for before, _, uri in lines:
@@ -114,7 +120,7 @@ async def opened(uri: CapabilityURI) -> AsyncIterator[Opened]:
     Raises `Disconnected`, `Denied`, `NotFound`.
     """
     async with connected(uri) as connection:
-        yield Opened(connection, await connection.restore(uri.token))
+        yield Opened(connection, node_of(await connection.restore(uri.token)))
 
 
 @asynccontextmanager

@@ -28,6 +28,7 @@ from capstore.schema.errors import (
 )
 from capstore.schema.names import from_bytes
 from capstore.service.remote import Directory, File
+from capstore.service.remote_store import node_of
 from capstore.service.uri import CapabilityURI
 from capstore.tools.console import about, explained, local, shown
 from capstore.tools.copying import Copier, Original, Place, counted, summed_up
@@ -240,7 +241,7 @@ async def mv(
     async with opened(source) as service:
         top = service.top
         if source.token != target.token:
-            top = await service.connection.restore(target.token)
+            top = node_of(await service.connection.restore(target.token))
         found = await find(service.top, source.path, follow=False)
         directory, name = found.named()
         place = await _place_at(top, target.path, exact=exchange)

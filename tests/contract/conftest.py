@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from capstore.backers.node import DirectoryNode
+from capstore.backers.store import ObjectStore
 from tests.contract.harness import HARNESSES, READERS, Harness, Link, Tree
+from tests.contract.stores import STORES, StoreHarness
 
 # Registers what is served over a connection; absent where only the backers are installed.
-for _module in ("images", "pyfs", "rpc", "wf1"):
+for _module in ("images", "pyfs", "rpc", "st1", "wf1"):
     if importlib.util.find_spec(f"tests.contract.{_module}"):
         importlib.import_module(f"tests.contract.{_module}")
 
@@ -38,6 +40,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("harness", list(HARNESSES), indirect=True)
     if "reader" in metafunc.fixturenames:
         metafunc.parametrize("reader", list(READERS), indirect=True)
+    if "store_harness" in metafunc.fixturenames:
+        metafunc.parametrize("store_harness", list(STORES), indirect=True)
 
 
 @pytest.fixture
@@ -56,3 +60,14 @@ async def reader(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
     """A harness that shows `READ_TREE` and refuses to be changed."""
     async with READERS[request.param](READ_TREE) as made:
         yield made
+
+
+@pytest.fixture
+async def store_harness(request: pytest.FixtureRequest) -> AsyncIterator[StoreHarness]:
+    async with STORES[request.param]() as made:
+        yield made
+
+
+@pytest.fixture
+def store(store_harness: StoreHarness) -> ObjectStore:
+    return store_harness.store

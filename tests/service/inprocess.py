@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from capstore.backers.node import Volume
+from capstore.service.server import Served as ServedVolume
 from capstore.service.server import Service, start
 from capstore.service.state import StateDirectory
 from capstore.service.uri import CapabilityURI
@@ -26,7 +26,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    volumes: Mapping[str, Volume], *, folder: Path | None = None, tls: bool = False
+    volumes: Mapping[str, ServedVolume], *, folder: Path | None = None, tls: bool = False
 ) -> AsyncIterator[Served]:
     with tempfile.TemporaryDirectory(prefix="capstore-test-") as temporary:
         home = folder or Path(temporary)

@@ -20,7 +20,7 @@ from capstore.backers.memory import MemoryVolume
 from capstore.backers.node import DirectoryNode, OpenFlags
 from capstore.schema import wire
 from capstore.schema.errors import Busy, Corrupt, Denied, Disconnected, TransportError
-from capstore.schema.limits import MESSAGE_BYTES_MAX, UNSENT_BYTES_MAX
+from capstore.schema.limits import LIMITS, MESSAGE_BYTES_MAX, UNSENT_BYTES_MAX
 from capstore.service import session as session_module
 from capstore.service.client import connect, open_connection
 from capstore.service.remote import Directory, File
@@ -275,8 +275,10 @@ async def test_a_flood_of_small_calls_without_reading_is_bounded(
             await asyncio.sleep(0.01)
         session = served.service.sessions[-1]
         assert session.full
-        # What RPC had read ahead when reading stopped comes on top: some hundred calls.
-        assert session.unsent_bytes <= 2**18 + 2**19
+        # What RPC had read ahead when reading stopped comes on top: some hundred calls, each of
+        # which is answered with the table of limits.
+        answer_bytes = 64 * len(LIMITS)
+        assert session.unsent_bytes <= 2**18 + 250 * answer_bytes
         await still_serves(served)
         del calls
 
