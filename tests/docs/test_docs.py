@@ -14,6 +14,7 @@ import pytest
 
 from capstore.backers.memory import MemoryVolume
 from capstore.service.references import Reference
+from tests.contract.store_model import ModelStore
 from tests.service.inprocess import serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,14 +23,15 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 
 
 @pytest.fixture
-def uri(tmp_path: Path) -> Iterator[str]:
-    """The URI of a service on a thread of its own: some examples are synchronous."""
-    found: list[str] = []
+def uris(tmp_path: Path) -> Iterator[dict[str, object]]:
+    """URIs of a service on a thread of its own: some examples are synchronous."""
+    found: dict[str, object] = {}
     ready, done = threading.Event(), threading.Event()
 
     async def main() -> None:
-        async with serving({"m": await MemoryVolume.open()}, folder=tmp_path) as served:
-            found.append(str(served.unix["m"]))
+        volumes = {"m": await MemoryVolume.open(), "o": ModelStore()}
+        async with serving(volumes, folder=tmp_path) as served:
+            found.update(uri=str(served.unix["m"]), store_uri=str(served.unix["o"]))
             ready.set()
             while not done.is_set():
                 await asyncio.sleep(0.01)
@@ -37,16 +39,18 @@ def uri(tmp_path: Path) -> Iterator[str]:
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
     assert ready.wait(10)
-    yield found[0]
+    yield found
     done.set()
     thread.join(10)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_the_examples_of_the_guide_run(example: str, uri: str, tmp_path: Path) -> None:
+def test_the_examples_of_the_guide_run(
+    example: str, uris: dict[str, object], tmp_path: Path
+) -> None:
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     code = compile("import capstore\n" + example, "docs/guide.md", "exec", flags)
-    namespace: dict[str, object] = {"uri": uri}
+    namespace = dict(uris)
     result = eval(code, namespace)
     if asyncio.iscoroutine(result):
         asyncio.run(result)
