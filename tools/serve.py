@@ -28,6 +28,7 @@ class LogLevel(StrEnum):
         "memory:[FILE]    in memory; FILE is where it is loaded from and saved to",
         "dir:PATH[,ro]    a directory of this machine",
         "wf1:PATH[,create][,size=64MiB][,ro]  a CAPOSWF1 image: crash-safe, with snapshots",
+        "st1:PATH[,create][,size=64MiB][,ro]  a CAPOSST1 image: a store of objects",
         "ro1:PATH         a CAPOSRO1 image",
         "tar:PATH         a tar archive, also gz, bz2, xz and zst",
         "cpio:PATH        a cpio archive, also compressed",
@@ -70,8 +71,8 @@ def serve(
     When it is ready it prints a line NAME<TAB>URI for each volume and address. Each URI is a
     secret that gives the whole volume.
 
-    Without SPEC it makes and serves the volume "files" in the image STATE/files.wf1. NAME is the
-    last part of the path, or the scheme.
+    Without SPEC it makes and serves a tree, "files", in the image STATE/files.wf1, and a store of
+    objects, "objects", in STATE/objects.st1. NAME is the last part of the path, or the scheme.
     """
     from capstore.tools.console import run
     from capstore.tools.serving import ServeOptions, serve_until_told

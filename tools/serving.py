@@ -24,12 +24,11 @@ from pathlib import Path
 
 import typer
 
-from capstore.backers.node import Volume
-from capstore.backers.spec import Spec, open_volume
+from capstore.backers.spec import Spec, open_backer
 from capstore.backers.workers import in_worker
 from capstore.images.durable import replace_file
 from capstore.schema.errors import Denied, StorageError
-from capstore.service.server import Service, start
+from capstore.service.server import Served, Service, start
 from capstore.service.state import StateDirectory
 from capstore.service.uri import CapabilityURI
 from capstore.tools.console import drop_stdout
@@ -181,7 +180,7 @@ async def _serve(
     async with AsyncExitStack() as opening:
         opening.callback(state.close)
         if not volumes:
-            volumes = {"files": _own_files(options.state)}
+            volumes = _own_volumes(options.state)
         served = await _opened(volumes, options.state / "cache", opening)
         # From here on the service closes them.
         running = start(served, state, software=_software())
@@ -210,12 +209,12 @@ def _raise_descriptor_limit() -> None:
 
 async def _opened(
     volumes: dict[str, str], cache: Path, opening: AsyncExitStack
-) -> dict[str, Volume]:
+) -> dict[str, Served]:
     """Opens volumes by name; `opening` closes those that are open if another one fails."""
-    served = {}
+    served: dict[str, Served] = {}
     for name, spec in volumes.items():
         try:
-            served[name] = await open_volume(spec, cache=cache)
+            served[name] = await open_backer(spec, cache=cache)
         except StorageError as error:
             # A URL may hold a password.
             shown = spec if Spec.parse(spec).scheme != "pyfs" else "pyfs:..."
@@ -226,10 +225,13 @@ async def _opened(
     return served
 
 
-def _own_files(state: Path) -> str:
-    """The specification of the volume that is served where nothing else is asked for: an image,
-    made at the first start."""
-    return "wf1:" + re.sub(r"([\\,])", r"\\\1", str(state / "files.wf1")) + ",create"
+def _own_volumes(state: Path) -> dict[str, str]:
+    """What is served where nothing else is asked for, made at the first start."""
+    folder = re.sub(r"([\\,])", r"\\\1", str(state))
+    return {
+        "files": f"wf1:{folder}/files.wf1,create",
+        "objects": f"st1:{folder}/objects.st1,create",
+    }
 
 
 def _software() -> str:

@@ -88,16 +88,21 @@ def test_a_restart_keeps_uris_and_what_was_saved(tmp_path: Path) -> None:
         assert capstore("cat", f"capnp://insecure@{served.socket}/{shared}").ok() == "kept"
 
 
-def test_without_a_specification_it_serves_files_here(tmp_path: Path) -> None:
+def test_without_a_specification_it_serves_files_and_objects_here(tmp_path: Path) -> None:
     with serving(cwd=tmp_path) as served:
-        (line,) = served.lines
-        assert line.startswith(f"files\tcapnp://insecure@{tmp_path}/capstore-data/socket/")
+        for name, line in zip(("files", "objects"), served.lines, strict=True):
+            assert line.startswith(f"{name}\tcapnp://insecure@{tmp_path}/capstore-data/socket/")
+        capstore("store", "put", served.uri("objects"), "key", stdin=b"object").ok()
         capstore("put", "-", served.uri("files") + "/-/x", stdin=b"here").ok()
         assert capstore("cat", served.uri("files") + "/-/x").ok() == "here"
         assert served.stop() == 0
-    assert (tmp_path / "capstore-data/files.wf1").stat().st_mode & 0o777 == 0o600
-    with serving(cwd=tmp_path) as served:
+    for name in ("files.wf1", "objects.st1"):
+        assert (tmp_path / "capstore-data" / name).stat().st_mode & 0o777 == 0o600
+    with serving("--uri-file", "uris", cwd=tmp_path) as served:
         assert capstore("cat", served.uri("files") + "/-/x").ok() == "here"
+        assert capstore("store", "get", served.uri("objects"), "key").ok() == "object"
+        # The tree is what is meant where no name is given.
+        assert capstore("cat", f"@{tmp_path}/uris/-/x").ok() == "here"
         assert served.stop() == 0
 
 
