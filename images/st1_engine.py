@@ -50,15 +50,12 @@ from capstore.schema.objects import ANY, Change, Condition, ObjectStat, Put, che
 Clock = Callable[[], int]
 
 # Values that were read lately, and checked then.
-CACHED_VALUES_MAX: Final = 16_384
-CACHED_VALUES_BYTES_MAX: Final = 16 * MIB
-_CACHED_VALUE_BYTES_MAX: Final = 4 * KIB
+CACHED_VALUES_MAX: Final = 131_072
+CACHED_VALUES_BYTES_MAX: Final = 32 * MIB
+_CACHED_BYTES_MAX: Final = 4 * KIB
 # Longer values are not read by whoever may not wait.
 _AT_ONCE_BYTES_MAX: Final = 64 * KIB
 _HASH_BYTES: Final = 32
-# A log that is longer than this is not left to the next opening.
-CLOSING_LOG_BYTES_MAX: Final = 256 * KIB
-CLOSING_SHARE: Final = 16
 
 
 class Prepared(NamedTuple):
@@ -142,7 +139,8 @@ class St1Engine:
 
     def get(self, key: bytes) -> bytes:
         """The whole object.  Raises `NotFound`, `Corrupt`."""
-        return self.read_pair(key)[0]
+        stored = st1.OBJECTS + check_key(key)
+        return self.value_of(stored, self._entry(stored))
 
     def read_pair(self, key: bytes) -> tuple[bytes, ObjectStat]:
         """The whole object, and what is known of it.  Raises `NotFound`, `Corrupt`."""
@@ -164,7 +162,7 @@ class St1Engine:
             value = self.writer.read_value(entry)
         if entry.is_hashed and hashlib.sha256(value).digest() != stored[1:]:
             raise Corrupt(f"the object at offset {self._where(entry)} is not what its hash says")
-        if entry.size <= _CACHED_VALUE_BYTES_MAX:
+        if entry.size <= _CACHED_BYTES_MAX:
             self._keep_value(stored, entry, value)
         return value
 
@@ -450,6 +448,9 @@ class St1Engine:
             if self.writer.pending.size + size > self.writer.payload_max:
                 self.writer.write_frame()
             entry = self._apply(change)
+            if entry is not None and change.value is not None and entry.size <= _CACHED_BYTES_MAX:
+                # What was put is often what is read next.
+                self._keep_value(change.key, entry, change.value)
             if self.writer.pending.size >= self.writer.pending_max:
                 self.writer.write_frame()
         return entry if entry is not None else _GONE

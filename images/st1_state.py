@@ -22,7 +22,7 @@ V = TypeVar("V")
 Changes = dict[bytes, Entry | None]
 
 # Entries of the table that were found lately.
-CACHED_ENTRIES_MAX: Final = 32_768
+CACHED_ENTRIES_MAX: Final = 131_072
 _CACHED_PARTS_MAX: Final = 8
 _MISSING: Final = Entry(0, 0, 0, 0, 0, 0, 0, 0)
 _ROWS: Final = 64
