@@ -90,9 +90,15 @@ class Upkeep:
         # The region may grow until then.
         return segments_for(self._geometry, counts, self._space.count + SPARE_SEGMENTS)
 
+    def reserve(self, more: int = 0) -> int:
+        """How many segments are kept free, with so many entries more: for the next table, and for
+        the one behind that, which has the room of the front when that is as long."""
+        table = self.table_segments(more)
+        return table + max(0, table - len(self._engine.view.table.head.runs))
+
     def has_room(self, spare: int) -> bool:
-        """Whether so many segments are free beside the next table."""
-        return self._space.free >= self.table_segments() + spare
+        """Whether so many segments are free beside those that are kept so."""
+        return self._space.free >= self.reserve() + spare
 
     def has_room_for_entry(self) -> bool:
         """Whether there is room for one entry more, with a value in the log."""
@@ -100,39 +106,50 @@ class Upkeep:
         if self._credit and free == self._credit_free:
             self._credit -= 1
             return True
-        if free >= self.table_segments(_CREDIT) + SPARE_SEGMENTS:
+        if free >= self.reserve(_CREDIT) + SPARE_SEGMENTS:
             self._credit, self._credit_free = _CREDIT - 1, free
             return True
-        return free >= self.table_segments(1) + SPARE_SEGMENTS
+        return free >= self.reserve(1) + SPARE_SEGMENTS
+
+    def _wanted(self, spare: int, *, shrinks: bool) -> int:
+        return spare + (self.table_segments() if shrinks else self.reserve(1))
 
     def make_room(self, spare: int, *, shrinks: bool = False) -> None:
-        """Sees to it that so many segments are free beside the next table.
+        """Sees to it that so many segments are free beside those that are kept so.
 
         Raises `NoSpace`, with nothing changed; where something `shrinks`, only if there is no room
         at all."""
         if shrinks and self._credit and self._space.free == self._credit_free:
             return
-        wanted = self.table_segments(0 if shrinks else 1) + spare
+        wanted = self._wanted(spare, shrinks=shrinks)
         if self._space.free >= wanted:
             return
         try:
             self._writer.grow(wanted)
         except NoSpace:
             self._reclaim(spare, shrinks=shrinks)
-            if self._space.free < (1 if shrinks else self.table_segments(1) + spare):
-                raise
+            wanted = self._wanted(spare, shrinks=shrinks)
+            # What was cut off may grow again, if not by so much.
+            for least in (wanted, 1 if shrinks else wanted):
+                with suppress(NoSpace):
+                    self._writer.grow(least)
+                    return
+            raise
 
     def _reclaim(self, spare: int, *, shrinks: bool) -> None:
         """Compacts until so much is free, or nothing more can be had."""
         while True:
             self.finish_work()
-            before = self._space.free
-            if before >= self.table_segments(0 if shrinks else 1) + spare:
+            before = self._space.count - self._space.free
+            if self._space.free >= self._wanted(spare, shrinks=shrinks):
                 return
             if not self.is_worth_compacting():
                 return
-            self._finish(partial(self._chosen, _LIVE_SHARE_WANTED, is_bounded=False))
-            if self._space.free <= before:
+            try:
+                self._finish(partial(self._chosen, _LIVE_SHARE_WANTED, is_bounded=False))
+            except (NoSpace, Corrupt):
+                return
+            if self._space.count - self._space.free >= before:
                 return
 
     def is_worth_compacting(self) -> bool:
@@ -212,7 +229,7 @@ class Upkeep:
         dead = self.dead_bytes() - self._dead_left
         if self._space.grows:
             return dead > max(sum(self._space.live), DEAD_BYTES_MIN)
-        short = self.table_segments(1) + SPARE_SEGMENTS + self._space.count // _SHORT_SHARE
+        short = self.reserve(1) + SPARE_SEGMENTS + self._space.count // _SHORT_SHARE
         return free < short and dead >= 2 * self._geometry.segment_bytes
 
     def work(self) -> None:
@@ -288,7 +305,7 @@ class Upkeep:
         used: int | None = None
         while True:
             yield from self._rest_of_work()
-            if used is None and self._space.grows:
+            if used is None and self._space.grows and self.has_room(1):
                 # What is dead in the present segments can be had too.
                 self._writer.leave_segments()
             self._work = self._compaction(
@@ -365,18 +382,23 @@ class Upkeep:
         return chosen if len(chosen) > -(-total // size) else []
 
     def _chosen(self, share: float, *, is_bounded: bool) -> list[int]:
+        """What is to be emptied of those segments of which at most a `share` is live."""
         space, size = self._space, self._geometry.segment_bytes
         if not share:
             return []
-        if not space.grows:
-            # A segment for the log, and what the ends of segments are left with.
-            free = space.free - self.table_segments() - 1
-            return self._victims_for(share, max(0, free) * (size - size // 8))
-        live = sum(space.live)
-        room = max(_MOVED_BYTES_MIN, live // _MOVED_SHARE) if is_bounded else live
-        chosen = self._victims_for(share, room)
-        self._grow_for(chosen)
-        return chosen
+        if space.grows:
+            live = sum(space.live)
+            room = max(_MOVED_BYTES_MIN, live // _MOVED_SHARE) if is_bounded else live
+            chosen = self._victims_for(share, room)
+            # Where the host has no room, it is as in a region of a fixed size.
+            with suppress(NoSpace):
+                self._grow_for(chosen)
+                return chosen
+            with suppress(NoSpace):
+                self._grow_for([])
+        # A segment for the log, and what the ends of segments are left with.
+        free = space.free - self.table_segments() - 1
+        return self._victims_for(share, max(0, free) * (size - size // 8))
 
     def _grow_for(self, victims: list[int]) -> None:
         """Has a store that grows have room to empty segments.  Raises `NoSpace`."""
@@ -393,8 +415,6 @@ class Upkeep:
         log.write_frame()
         begin = log.position
         victims = choose()
-        if not space.free:
-            raise NoSpace("there is no room to compact")
         spared = {begin.segment, log.data_segment, *self.held}
         dead = [
             segment
