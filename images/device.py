@@ -58,6 +58,12 @@ class BlockDevice(ABC):
     def close(self) -> None:
         """Releases the device, without a flush; closing again does nothing."""
 
+    @property
+    def unflushed_bytes(self) -> int:
+        """How much was written since the last flush began, where the device counts it, else 0: the
+        next flush takes about so long."""
+        return 0
+
     def reserve(self, offset: int, length: int) -> None:
         """Sees to it that there is room for what will be written to `length` bytes at `offset`,
         where the device knows how; what is there stays.  Raises `NoSpace`, with nothing changed."""

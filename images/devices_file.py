@@ -190,6 +190,7 @@ class FileDevice(_OpenFile):
         self._writable = writable
         self._fixed = fixed
         self._latched = False
+        self._unflushed_bytes = 0
         # Until the first answer says otherwise: block devices and some filesystems do not.
         self._knows_reserve = True
         self._knows_holes = True
@@ -230,6 +231,7 @@ class FileDevice(_OpenFile):
         self._check_change()
         view = memoryview(data).cast("B")
         self.check_range(offset, len(view))
+        self._unflushed_bytes += len(view)
         done = 0
         try:
             with self._descriptor as fd:
@@ -263,6 +265,10 @@ class FileDevice(_OpenFile):
             self._latched = error.errno not in _FULL
             raise _io_error(error, "resize") from None
         self._size = size
+
+    @property
+    def unflushed_bytes(self) -> int:
+        return self._unflushed_bytes
 
     def reserve(self, offset: int, length: int) -> None:
         """By fallocate(2), where the filesystem has it."""
@@ -300,6 +306,7 @@ class FileDevice(_OpenFile):
         if not self._writable:
             return
         self._check_change()
+        self._unflushed_bytes = 0
         try:
             with self._descriptor as fd:
                 os.fdatasync(fd)

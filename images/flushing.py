@@ -15,7 +15,10 @@ from typing import Final
 
 from capstore.images.device import BlockDevice
 from capstore.schema.errors import StorageIOError
+from capstore.schema.limits import MIB
 
+# So much is written by work beside operations until it is flushed.
+PACE_BYTES: Final = 4 * MIB
 _FAILED: Final = "an earlier write or flush failed: open it again"
 
 
@@ -62,6 +65,17 @@ class Flushing:
         self.waits_for_flush = False
         if self._ended <= begun:
             self.flush()
+
+    def paced(self, steps: Iterator[None], is_in_a_hurry: Callable[[], bool]) -> Iterator[None]:
+        """`steps`, with a flush whenever they have written much, where somebody else flushes.
+
+        Whoever waits for something to be durable waits for what was written beside it, too: so that
+        shall never be much."""
+        for _ in steps:
+            yield
+            much = self.device.unflushed_bytes >= PACE_BYTES
+            if much and self.patient and not is_in_a_hurry():
+                yield from self.flush_steps(is_in_a_hurry)
 
     def flushed(self, sequence: int) -> None:
         """The frames up to `sequence` are durable, by a flush of the device itself."""

@@ -442,7 +442,7 @@ class Upkeep:
         old_bytes = log.log_bytes, log.entry_bytes
         log.log_bytes = log.entry_bytes = 0
         try:
-            yield from shadow.steps()
+            yield from log.paced(shadow.steps(), self._hurries)
         except (Corrupt, NoSpace):
             self._give_up(shadow)
             log.log_segments = [*old_log, *log.log_segments]

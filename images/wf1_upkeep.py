@@ -148,7 +148,8 @@ class Upkeep:
         before = self._space.dead_bytes
         room = max(ROUND_BYTES_MAX, self._live_bytes // _CLEANED_SHARE)
         with suppress(NoSpace):
-            yield from Cleaner(self._engine, room).steps()
+            cleaning = Cleaner(self._engine, room).steps()
+            yield from self._writer.paced(cleaning, self._hurries)
         yield from self.checkpoint_steps()
         if before - self._space.dead_bytes < self._geometry.segment_bytes:
             # Held by snapshots, or damaged: not again before there is more.
@@ -257,7 +258,7 @@ class Upkeep:
         self._changed = {node.id for node in orphans_of(engine.state)}
         self._renamed = set()
         try:
-            yield from writer.steps()
+            yield from log.paced(writer.steps(), self._hurries)
             yield from log.flush_steps(self._hurries)
             log.flushed(begin.sequence - 1)
             superblock = replace(
