@@ -55,6 +55,15 @@ class Ceiling:
     most: float
 
 
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The least ratio to `rival` of `contestant`, which is capstore in another way."""
+
+    contestant: str
+    ratio: float
+    rival: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """What every case has; a figure is in units (of `unit`) per second, so more is faster.
@@ -68,6 +77,7 @@ class Case:
     goal: Goal | Limit | None = None
     rounds_max: int | None = None
     ceilings: tuple[Ceiling, ...] = ()
+    floors: tuple[Floor, ...] = ()
 
     def rounds(self, wanted: int) -> int:
         """How many rounds are run where `wanted` are asked for."""

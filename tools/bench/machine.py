@@ -31,6 +31,8 @@ def facts() -> Facts:
         "indexed_gzip": version_of("indexed_gzip"),
         "pyfatfs": version_of("pyfatfs"),
         "sqlite": sqlite3.sqlite_version,
+        "lmdb": version_of("lmdb"),
+        "ZODB": version_of("ZODB"),
         "filesystem": filesystem_type(Path(tempfile.gettempdir())),
     }
 

@@ -59,11 +59,11 @@ class Outcome:
     figures: Mapping[str, Spread]
     details: Mapping[str, Mapping[str, Spread]] = field(default_factory=dict)
 
-    def ratio_to(self, other: str) -> Spread | None:
-        """Our figure as a part of another's; None if that did not take part."""
-        if other not in self.figures:
+    def ratio_to(self, other: str, one: str = SUBJECT) -> Spread | None:
+        """Our figure (or that of `one`) as a part of another's; None if either took no part."""
+        if other not in self.figures or one not in self.figures:
             return None
-        pairs = zip(self.figures[SUBJECT].rounds, self.figures[other].rounds, strict=True)
+        pairs = zip(self.figures[one].rounds, self.figures[other].rounds, strict=True)
         return Spread([ours / theirs for ours, theirs in pairs])
 
 

@@ -51,6 +51,22 @@ class Parameters:
     wf1_pause_files: int = 4000
     wf1_pause_bytes: int = 512 * MIB
     wf1_alone_seconds: float = 5.0
+    st1_entries: int = 100_000
+    st1_value_bytes: int = 100
+    st1_large_value_bytes: int = 4 * KIB
+    st1_batch: int = 1000
+    st1_reads: int = 20_000
+    st1_syncs: int = 1000
+    st1_callers: int = 64
+    st1_puts: int = 6400
+    st1_ycsb_records: int = 100_000
+    st1_ycsb_record_bytes: int = 1000
+    st1_ycsb_operations: int = 10_000
+    st1_ycsb_callers: int = 16
+    st1_scan_records_max: int = 100
+    st1_open_entries: int = 1_000_000
+    st1_compact_bytes: int = 1024 * MIB
+    st1_alone_seconds: float = 5.0
 
     @property
     def total_bytes(self) -> int:
@@ -84,4 +100,13 @@ QUICK = Parameters(
     wf1_mount_files=50_000,
     wf1_pause_bytes=128 * MIB,
     wf1_alone_seconds=1.0,
+    st1_entries=10_000,
+    st1_reads=2000,
+    st1_syncs=100,
+    st1_puts=640,
+    st1_ycsb_records=10_000,
+    st1_ycsb_operations=1600,
+    st1_open_entries=50_000,
+    st1_compact_bytes=128 * MIB,
+    st1_alone_seconds=1.0,
 )

@@ -67,7 +67,7 @@ def image_table(outcomes: Sequence[Outcome]) -> Table:
                 rival,
                 _figure(outcome, rival),
                 _ratio(outcome.ratio_to(rival)),
-                _goal(outcome) if row == 0 else "",
+                ", ".join([_goal(outcome)] * (row == 0) + _verdicts(outcome, rival)).strip(", "),
             )
         for row_of_detail in _detail_rows(outcome):
             result.add_row(*row_of_detail)
@@ -104,6 +104,16 @@ def _figure(outcome: Outcome, name: str) -> str:
     if outcome.case.unit == _TIMED_UNIT:
         return f"{_ms(spread):.3g} ms"
     return f"{spread.median:,.0f} {outcome.case.unit}"
+
+
+def _verdicts(outcome: Outcome, contestant: str) -> list[str]:
+    """What was asked of a contestant that is capstore in another way, and whether it did."""
+    return [
+        f"{floor['ratio']:g} of {floor['rival']} {'met' if floor['met'] else 'not met'}"
+        f" ({floor['median']:.2f})"
+        for floor in _floors(outcome)
+        if floor["contestant"] == contestant
+    ]
 
 
 def _ms(spread: Spread) -> float:
@@ -158,7 +168,19 @@ def _case(outcome: Outcome) -> dict[str, Any]:
             if details
         },
         "ceilings": _ceilings(outcome),
+        "floors": _floors(outcome),
     }
+
+
+def _floors(outcome: Outcome) -> list[dict[str, Any]]:
+    """What was asked of others than the subject, and whether they did; where both took part."""
+    judged = []
+    for floor in outcome.case.floors:
+        ratio = outcome.ratio_to(floor.rival, floor.contestant)
+        if ratio is not None:
+            met = ratio.median >= floor.ratio
+            judged.append({**asdict(floor), "median": ratio.median, "met": met})
+    return judged
 
 
 def _ceilings(outcome: Outcome) -> list[dict[str, Any]]:

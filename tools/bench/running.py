@@ -16,11 +16,20 @@ from rich.console import Console
 from rich.progress import Progress
 
 from capstore.tools.allocator import keep_freed_memory
-from capstore.tools.bench import image_cases, machine, measure, report, sftp, wf1_cases
+from capstore.tools.bench import (
+    image_cases,
+    machine,
+    measure,
+    report,
+    sftp,
+    st1_cases,
+    wf1_cases,
+)
 from capstore.tools.bench.cases import Case, ServiceCase
 from capstore.tools.bench.contestants import BenchError
 from capstore.tools.bench.image_cases import ImageCase
 from capstore.tools.bench.parameters import Parameters
+from capstore.tools.bench.st1_cases import St1Case
 from capstore.tools.bench.wf1_cases import Wf1Case
 from capstore.tools.console import complain
 
@@ -36,6 +45,7 @@ def run(plan: Parameters, cases: Sequence[Case]) -> dict[str, object]:
     facts = machine.facts()
     chosen = _Chosen.of(cases)
     absent = image_cases.absences(chosen.images) | wf1_cases.absences(chosen.wf1)
+    absent |= st1_cases.absences(chosen.st1)
     if chosen.service and (missing := sftp.absent()):
         absent[report.SFTP] = missing
     _introduce(console, plan, facts, cases, absent)
@@ -76,6 +86,7 @@ class _Chosen:
     service: Sequence[ServiceCase]
     images: Sequence[ImageCase]
     wf1: Sequence[Wf1Case]
+    st1: Sequence[St1Case]
 
     @staticmethod
     def of(cases: Sequence[Case]) -> _Chosen:
@@ -83,6 +94,7 @@ class _Chosen:
             [case for case in cases if isinstance(case, ServiceCase)],
             [case for case in cases if isinstance(case, ImageCase)],
             [case for case in cases if isinstance(case, Wf1Case)],
+            [case for case in cases if isinstance(case, St1Case)],
         )
 
     def figures(self, plan: Parameters) -> int:
@@ -94,6 +106,8 @@ class _Chosen:
                 total += (1 + len(image.present())) * image.rounds(plan.rounds)
         for wf1 in wf1_cases.present(self.wf1):
             total += len(wf1.contestants) * wf1.rounds(plan.rounds)
+        for st1 in st1_cases.present(self.st1):
+            total += len(st1.present()) * st1.rounds(plan.rounds)
         return total
 
 
@@ -116,6 +130,7 @@ def _with_progress(plan: Parameters, chosen: _Chosen) -> list[measure.Outcome]:
             outcomes = await measure.run(plan, chosen.service, advance)
             return outcomes + await image_cases.run(plan, chosen.images, folder, tell, advance)
 
-        # Who takes part in wf1 cases has a loop of its own, or none.
         outcomes = asyncio.run(on_a_loop())
-        return outcomes + wf1_cases.run(plan, wf1_cases.present(chosen.wf1), folder, tell, advance)
+        # Who takes part in these has a loop of its own, or none.
+        outcomes += wf1_cases.run(plan, wf1_cases.present(chosen.wf1), folder, tell, advance)
+        return outcomes + st1_cases.run(plan, st1_cases.present(chosen.st1), folder, tell, advance)

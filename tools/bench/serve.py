@@ -29,6 +29,10 @@ def _serve_of(kind: str) -> Serve:
         from capstore.tools.bench import subject
 
         return subject.serve
+    if kind == "store":
+        from capstore.tools.bench import st1_remote
+
+        return st1_remote.serve
     from capstore.tools.bench import sftp
 
     return sftp.serve

@@ -17,11 +17,11 @@ from pathlib import Path
 from random import Random
 
 from capstore.schema.limits import KIB, MIB
-from capstore.tools.bench import wf1_files, wf1_mount, wf1_pause
+from capstore.tools.bench import turns, wf1_files, wf1_mount, wf1_pause
 from capstore.tools.bench.cases import Case, Ceiling, Goal, Limit
 from capstore.tools.bench.contestants import checked
 from capstore.tools.bench.machine import filesystem_type
-from capstore.tools.bench.measure import Outcome, Spread
+from capstore.tools.bench.measure import Outcome
 from capstore.tools.bench.parameters import Parameters
 from capstore.tools.bench.wf1_files import (
     CAPSTORE,
@@ -30,11 +30,11 @@ from capstore.tools.bench.wf1_files import (
     LOCAL_FILE_ONLY,
     SQLITE,
     Files,
-    Worker,
 )
 from capstore.tools.bench.wf1_images import Enter, Site, opening
 from capstore.tools.bench.wf1_pause import ALONE
 from capstore.tools.bench.wf1_taken import Batch, Taken, timed
+from capstore.tools.bench.workers import Worker
 
 _BLOCK_BYTES = MIB
 _OVERWRITE_BYTES = 4 * KIB
@@ -42,7 +42,6 @@ _WRITES_PER_SYNC = 64
 _MAIL_CALLERS = 16
 _MAIL_FILE_BYTES = 16 * KIB
 _MAIL_APPEND_BYTES = 16 * KIB
-_IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 
 _KINDS: Mapping[str, Callable[[Path], Files]] = {
     kind.name: kind
@@ -72,10 +71,8 @@ def absences(cases: Sequence[Wf1Case]) -> dict[str, str]:
     """Which of `cases` cannot be run here: why."""
     folder = Path(tempfile.gettempdir())
     kind = filesystem_type(folder)
-    if kind not in _IN_MEMORY:
-        return {}
-    reason = f"temporary files are in memory ({kind}): set TMPDIR to a directory on a disk"
-    return {case.name: reason for case in cases}
+    reason = turns.in_memory(kind)
+    return {case.name: reason for case in cases} if reason else {}
 
 
 def present(cases: Sequence[Wf1Case]) -> list[Wf1Case]:
@@ -391,23 +388,8 @@ def run(
 
 def _measured(site: Site, case: Wf1Case, advance: Callable[[str], None]) -> Outcome:
     """All rounds of `case`, in each of which all of its contestants have their turn."""
-    taken: dict[str, list[Taken]] = {name: [] for name in case.contestants}
     with ExitStack() as stack:
         batches = {
             name: stack.enter_context(enter(site)) for name, enter in case.contestants.items()
         }
-        for number in range(case.rounds(site.parameters.rounds)):
-            for name, batch in batches.items():
-                rng = Random(f"{site.parameters.seed}/{case.name}/{number}")  # noqa: S311
-                with tempfile.TemporaryDirectory(dir=site.folder) as scratch:
-                    taken[name].append(batch(rng, Path(scratch)))
-                advance(case.name)
-    return Outcome(
-        case,
-        {name: Spread([one.units / one.seconds for one in all_]) for name, all_ in taken.items()},
-        {name: _details(all_) for name, all_ in taken.items()},
-    )
-
-
-def _details(taken: Sequence[Taken]) -> dict[str, Spread]:
-    return {name: Spread([one.details[name] for one in taken]) for name in taken[0].details}
+        return turns.measured(site.parameters, site.folder, case, batches, advance)

@@ -20,12 +20,11 @@ import os
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from capstore.backers.node import FileNode, OpenFlags
 from capstore.backers.wf1 import Wf1Volume
@@ -33,7 +32,7 @@ from capstore.images.devices import FileDevice
 from capstore.images.wf1 import ROOT
 from capstore.images.wf1_open import format_wf1, open_wf1
 from capstore.images.wf1_state import GONE
-from capstore.tools.bench.contestants import BenchError
+from capstore.tools.bench.workers import Worker, driven, gathered, in_threads
 
 CAPSTORE, ENGINE, LOCAL, LOCAL_FILE_ONLY, SQLITE = (
     "capstore",
@@ -45,9 +44,6 @@ CAPSTORE, ENGINE, LOCAL, LOCAL_FILE_ONLY, SQLITE = (
 # The name of what is long.
 LARGE = "large"
 
-# A part of a workload; what it comes to is how many units it did.
-Worker = Coroutine[Any, Any, int]
-
 
 class Files(ABC):
     """An open set of files with one directory, in a host directory: what was left there by one of
@@ -57,10 +53,7 @@ class Files(ABC):
 
     def run(self, workers: Sequence[Worker]) -> int:
         """Does all of `workers` at once; how many units that was."""
-        if len(workers) == 1:
-            return _driven(workers[0])
-        with ThreadPoolExecutor(max_workers=len(workers)) as pool:
-            return sum(pool.map(_driven, workers))
+        return in_threads(workers)
 
     @abstractmethod
     async def create(self, name: str, data: bytes) -> None:
@@ -104,16 +97,6 @@ class Files(ABC):
         """Ends it."""
 
 
-def _driven(worker: Worker) -> int:
-    """What a coroutine comes to that never waits."""
-    try:
-        worker.send(None)
-    except StopIteration as done:
-        return int(done.value)
-    worker.close()
-    raise BenchError("a contestant waits where nobody would wake it")
-
-
 Maker = Callable[[Path], AbstractContextManager[Files]]
 
 
@@ -129,7 +112,7 @@ class Capstore(Files):
         self._large: FileNode | None = None
 
     def run(self, workers: Sequence[Worker]) -> int:
-        return self._runner.run(_gathered(workers))
+        return self._runner.run(gathered(workers))
 
     async def create(self, name: str, data: bytes) -> None:
         file = await self._root.create(name)
@@ -192,12 +175,6 @@ class Capstore(Files):
             self._runner.close()
 
 
-async def _gathered(workers: Sequence[Worker]) -> int:
-    if len(workers) == 1:
-        return await workers[0]
-    return sum(await asyncio.gather(*workers))
-
-
 class Engine(Files):
     """The engine by itself, in one thread and without an event loop."""
 
@@ -212,7 +189,7 @@ class Engine(Files):
 
     def run(self, workers: Sequence[Worker]) -> int:
         # One thread's at a time: one after another.
-        return sum(map(_driven, workers))
+        return sum(map(driven, workers))
 
     async def create(self, name: str, data: bytes) -> None:
         self._engine.write(self._engine.create(ROOT, name), 0, data)
