@@ -26,6 +26,12 @@ class Format(StrEnum):
     CPIO = "cpio"
     FAT = "fat"
     WF1 = "wf1"
+    ST1 = "st1"
+    COMBINED = "st1+wf1"
+
+
+_TREES = (Format.WF1, Format.COMBINED)
+_STORES = (Format.ST1, Format.COMBINED)
 
 
 class FatType(StrEnum):
@@ -44,6 +50,8 @@ class FatType(StrEnum):
         "SOURCE_DATE_EPOCH=1700000000 capstore image build esp.img --format fat --from esp/",
         "capstore image build usb.img --format fat --size 64MiB --label USB --from photos.tar.gz",
         "capstore image build work.wf1 --format wf1 --size 16MiB",
+        "capstore image build assets.st1 --format st1 --from assets/ --content",
+        "capstore image build disk.img --format st1+wf1 --size 16MiB --from rootfs/",
     )
 )
 def build(
@@ -53,7 +61,19 @@ def build(
     label: Annotated[str, typer.Option(help="Of the volume (ro1 and fat).")] = "",
     size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Of a fat or wf1 image: 64MiB; else as it needs."),
+        typer.Option(metavar="SIZE", help="Of a fat, wf1 or st1 image: 64MiB; else as it needs."),
+    ] = None,
+    objects: Annotated[
+        str | None,
+        typer.Option("--objects", metavar="TREE", help="For the store in front (st1+wf1)."),
+    ] = None,
+    content: Annotated[
+        bool,
+        typer.Option("--content", help="Keys of objects are the SHA-256 of their content."),
+    ] = False,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="For what --content says, instead of stdout."),
     ] = None,
     fat_type: Annotated[
         FatType | None, typer.Option(help="Of a FAT image; else what suits its size.")
@@ -61,27 +81,39 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Build an image of a tree.
+    """Build an image of a tree, or a store of objects.
 
     TREE is a local directory, an image, a LOCATION at a service, or a volume SPEC as serve takes
     it. The same tree gives the same bytes; times later than SOURCE_DATE_EPOCH (seconds since 1970)
     become that. OUT appears when it is whole. FAT images are made with mkfs.fat and mcopy. A wf1
-    image of a --size never changes its length, else it grows as it is written; without --from it is
-    empty.
+    or st1 image of a --size never changes its length, else it grows as it is written; without
+    --from it is empty.
+
+    In a st1 image each file is an object; its key is its path. With --content the key is the
+    SHA-256 of what is in it, its path is a name for that, and a line PATH<TAB>HASH is printed for
+    each. A st1+wf1 image is a store of 128 KiB, filled from --objects, in front of a wf1 volume.
     """
     from capstore.schema.sizes import parse_size
     from capstore.tools.console import run
     from capstore.tools.image.build import Plan
     from capstore.tools.image.build import build as work
 
-    if format is not Format.FAT and fat_type:
-        raise typer.BadParameter("--fat-type is for --format fat")
-    if format not in (Format.FAT, Format.WF1) and size:
-        raise typer.BadParameter("--size is for --format fat and wf1")
-    if format is not Format.WF1 and source is None:
-        raise typer.BadParameter("--from is needed: only a wf1 image can be empty")
-    if format not in (Format.FAT, Format.RO1) and label:
-        raise typer.BadParameter("--label is for --format ro1 and fat")
+    seeds = objects if format is Format.COMBINED else source
+    wrong = {
+        "--fat-type is for --format fat": fat_type and format is not Format.FAT,
+        "--size is for --format fat, wf1, st1 and st1+wf1": size
+        and format not in (Format.FAT, *_TREES, *_STORES),
+        "--from is needed: only a wf1 or st1 image can be empty": source is None
+        and format not in (*_TREES, *_STORES),
+        "--label is for --format ro1 and fat": label and format not in (Format.FAT, Format.RO1),
+        "--objects is for --format st1+wf1": objects is not None and format is not Format.COMBINED,
+        "--content is for objects of --format st1 or st1+wf1": content
+        and (format not in _STORES or seeds is None),
+        "--manifest is for --content": manifest is not None and not content,
+    }
+    for message, is_so in wrong.items():
+        if is_so:
+            raise typer.BadParameter(message)
     plan = Plan(
         Path(out),
         format.value,
@@ -89,6 +121,9 @@ def build(
         label=label,
         size=None if size is None else parse_size(size),
         fat_type=None if fat_type is None else int(fat_type.value),
+        objects=objects,
+        hashed=content,
+        manifest=manifest,
         force=force,
     )
     run(work(plan, quiet=quiet))
@@ -116,8 +151,9 @@ def inspect(
 
     --json: an object with format, size (bytes), facts (by format), usage, totals (bytes by kind of
     region), regions (start, length, kind, label) and regionsLeftOut. The kinds are superblock,
-    table, directory, header, log, data, dead, free, unused and damaged. The picture needs
-    matplotlib.
+    table, directory, header, log, data, dead, free, unused and damaged. A st1 image has segments
+    (use, live, dead, free) and segmentsLeftOut, too; one of the format st1+wf1 has halves with
+    format, facts, usage and segments each. The picture needs matplotlib.
     """
     from capstore.tools.console import run
     from capstore.tools.image.inspect import inspect as work
@@ -139,7 +175,8 @@ def verify(
     file: FileArgument,
     json: JsonOption = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Remove what a crash left in a wf1 image, first.")
+        bool,
+        typer.Option("--repair", help="Remove what a crash left in it (wf1, st1), first."),
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -168,6 +205,7 @@ def verify(
         "Examples",
         "capstore image extract base.tar.gz rootfs",
         "capstore image extract disk.img . boot/config.txt",
+        "capstore image extract st1:disk.img objects --manifest objects.json",
     )
 )
 def extract(
@@ -176,6 +214,10 @@ def extract(
     path: Annotated[
         str, typer.Argument(metavar="PATH", help="Only this file or directory in the image.")
     ] = "",
+    manifest: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of objects: what is where, as JSON."),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Unpack an image into a local directory.
@@ -183,19 +225,28 @@ def extract(
     As get -r does: all that is in the image goes into DEST, which is made if need be; a PATH goes
     into DEST if that is a directory, else to the name DEST. Nothing in an image leads out of DEST.
     Times, the executable bit and symbolic links (as links) are kept, other permissions are not.
+
+    The objects of a st1 image go into a new or empty directory: to the path that their key is, or
+    that a name for them is, else to .hex/DIGITS; nothing is overwritten. Of a st1+wf1 image the
+    tree goes to DEST/files, the objects to DEST/objects; st1:FILE or wf1:FILE is one of them.
+
+    --manifest: an array of objects with file, key (null for a hash and for what is no UTF-8), hex,
+    size, version, created, provenance, and name if the file is there by one.
     """
     from capstore.tools.console import run
     from capstore.tools.image.extract import extract as work
 
-    run(work(file, dest, path, quiet=quiet))
+    run(work(file, dest, path, manifest=manifest, quiet=quiet))
 
 
-@image.command(epilog=block("Examples", "capstore image compact work.wf1"))
+@image.command(
+    epilog=block("Examples", "capstore image compact work.wf1", "capstore image compact disk.img")
+)
 def compact(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A wf1 image.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A wf1 or st1 image.")],
     quiet: QuietOption = False,
 ) -> None:
-    """Make a wf1 image as small as what is in it.
+    """Make a wf1 or st1 image as small as what is in it.
 
     Live data is moved out of segments that are mostly dead, and an image that grows is cut behind
     the last one in use. Says how large it was and is. Nobody else may have the image open.
@@ -223,15 +274,17 @@ def diff(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare two trees.
+    """Compare two trees, or two stores.
 
-    Each is an image, a directory, a LOCATION or a SPEC.
+    Each is an image, a directory, a LOCATION or a SPEC. Of two images with a store these are
+    compared, and the trees where both have one.
 
     One line for each difference: "A PATH" is only in B (added), "D PATH" only in A (deleted),
     "M PATH (WHAT)" in both, where WHAT is of kind, size, content, mode, time, target. Exit code 0:
     they are equal. 1: they differ. 2: something could not be compared (or the usage is wrong).
 
-    --json: an array of objects with change (added, deleted, modified), path and what.
+    --json: an array of objects with change (added, deleted, modified), path and what; of stores,
+    with kind (object, name), key (null for a hash) and hex instead of path.
     """
     from capstore.tools.console import run
     from capstore.tools.image.diff import diff as work

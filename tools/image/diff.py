@@ -1,4 +1,4 @@
-"""``capstore image diff``: two trees, entry by entry.
+"""``capstore image diff``: two trees, entry by entry; of two images with stores these, too.
 
 Invariants:
 
@@ -19,17 +19,27 @@ from dataclasses import dataclass
 from typing import Final
 
 from capstore.backers.node import Buffer, Entry, NodeKind, Provenance, Stat
-from capstore.schema.errors import StorageError, TransportError
+from capstore.backers.workers import in_worker
+from capstore.schema.errors import StorageError, TransportError, Unsupported
 from capstore.tools.console import about, complain, explained, out, printable
 from capstore.tools.image.array import ArrayWriter
-from capstore.tools.image.source import Folder, NodeTree, Step, Tree, entries_of, opened_tree
+from capstore.tools.image.source import (
+    Folder,
+    NodeTree,
+    Step,
+    Tree,
+    contents_of,
+    entries_of,
+    opened_tree,
+)
+from capstore.tools.image.storediff import LETTERS, ObjectDifference, StoreComparison
+from capstore.tools.image.stores import opened_store
 from capstore.tools.progress import Meter, metered
 from capstore.tools.trees import Content
 from capstore.tools.walk import first_of
 
 EQUAL, DIFFERENT, TROUBLE = 0, 1, 2
 
-_LETTERS: Final = {"added": "A", "deleted": "D", "modified": "M"}
 # In ns; what is not here records them exactly, or as its writer did.
 _GRANULARITY: Final = {
     Provenance.FAT_DIRECTORY_ENTRY: 2 * 10**9,
@@ -50,7 +60,7 @@ class Difference:
     def line(self) -> str:
         """As text."""
         said = f" ({', '.join(self.what)})" if self.what else ""
-        return f"{_LETTERS[self.change]} {printable('/'.join(self.path) or '.')}{said}"
+        return f"{LETTERS[self.change]} {printable('/'.join(self.path) or '.')}{said}"
 
     def json(self) -> dict[str, object]:
         """As ``--json`` shows it."""
@@ -63,12 +73,10 @@ async def diff(a: str, b: str, *, ignore_times: bool, json: bool, quiet: bool) -
     found = False
     try:
         async with (
-            opened_tree(a) as one,
-            opened_tree(b) as other,
             metered("diff", quiet=quiet) as meter,
+            aclosing(_differences(a, b, meter, ignore_times=ignore_times)) as differences,
         ):
-            comparison = Comparison(meter, ignore_times=ignore_times)
-            async for difference in comparison.differences(one, other):
+            async for difference in differences:
                 found = True
                 if array is not None:
                     array.add(difference.json())
@@ -82,6 +90,28 @@ async def diff(a: str, b: str, *, ignore_times: bool, json: bool, quiet: bool) -
     if meter.failures:
         return TROUBLE
     return DIFFERENT if found else EQUAL
+
+
+async def _differences(
+    a: str, b: str, meter: Meter, *, ignore_times: bool
+) -> AsyncGenerator[Difference | ObjectDifference, None]:
+    """Those of the stores, where both have one, then those of the trees.
+
+    Raises `Unsupported` for a tree and a store, and what opening them raises."""
+    one, other = await in_worker(lambda: (contents_of(a), contents_of(b)))
+    have_stores = one.store and other.store
+    if have_stores:
+        async with opened_store(one) as mine, opened_store(other) as yours:
+            stores = StoreComparison(mine.engine, yours.engine, meter, ignore_times=ignore_times)
+            async for difference in stores.differences():
+                yield difference
+    if one.tree is not None and other.tree is not None:
+        async with opened_tree(a) as this, opened_tree(b) as that:
+            trees = Comparison(meter, ignore_times=ignore_times)
+            async for entry in trees.differences(this, that):
+                yield entry
+    elif not have_stores:
+        raise Unsupported("one is a tree of files, the other a store of objects")
 
 
 @dataclass(slots=True)

@@ -50,19 +50,28 @@ class Output:
 
 def _rename_to_nothing(path: Path, place: Path) -> None:
     source, target = (os.open(at.parent, os.O_RDONLY | os.O_DIRECTORY) for at in (path, place))
-    names = os.fsencode(path.name), os.fsencode(place.name)
     try:
-        rename_at(source, names[0], target, names[1], RENAME_NOREPLACE)
+        rename_to_nothing(source, os.fsencode(path.name), target, os.fsencode(place.name))
     except FileExistsError:
         raise _is_there(place) from None
+    finally:
+        os.close(source)
+        os.close(target)
+
+
+def rename_to_nothing(source: int, old: bytes, target: int, new: bytes) -> None:
+    """Renames the file `old` in the directory `source` to `new` in `target`, where nothing is.
+
+    Raises OSError, FileExistsError where something is there.
+    """
+    try:
+        rename_at(source, old, target, new, RENAME_NOREPLACE)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS):
             raise
         # This filesystem cannot rename so; those that cannot (NFS) have hard links.
-        os.link(path, place)
-    finally:
-        os.close(source)
-        os.close(target)
+        os.link(old, new, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+        os.unlink(old, dir_fd=source)
 
 
 def _mode_of_new_files(scratch: Path) -> int:

@@ -111,14 +111,21 @@ class _Ahead:
 
 
 class Pusher:
-    """Pushes trees into `builder`; `facts_of` says what is to be kept of a node."""
+    """Pushes trees into `builder`; `facts_of` says what is to be kept of a node, `links` whether
+    symbolic links can be."""
 
     def __init__(
-        self, builder: TreeBuilder, facts_of: Callable[[Stat], Facts], meter: Meter
+        self,
+        builder: TreeBuilder,
+        facts_of: Callable[[Stat], Facts],
+        meter: Meter,
+        *,
+        links: bool = True,
     ) -> None:
         self._builder = builder
         self._facts_of = facts_of
         self._meter = meter
+        self._links = links
         self._batches = _Batches()
         # Where each node with several names was seen first.
         self._seen: dict[int, Path] = {}
@@ -145,6 +152,9 @@ class Pusher:
         path, stat = step.path, step.entry.stat
         if stat.kind is NodeKind.SPECIAL:
             self._meter.warn(f"passed over: {shown(path)} is neither file, directory nor link")
+            return
+        if stat.kind is NodeKind.SYMLINK and not self._links:
+            self._meter.warn(f"passed over: {shown(path)} is a symbolic link")
             return
         self._meter.entries += 1
         if stat.kind is NodeKind.DIRECTORY:

@@ -25,7 +25,9 @@ from capstore.backers.image import ImageDirectory, ImageVolume
 from capstore.backers.node import Buffer, DirectoryNode, Entry, FileNode, NodeKind, Volume
 from capstore.backers.spec import Spec, open_volume
 from capstore.backers.workers import in_worker
-from capstore.images.formats import FORMATS, format_of, open_image
+from capstore.images import st1
+from capstore.images.devices import FileDevice
+from capstore.images.formats import FORMATS, STORES, format_of, has_store, open_image
 from capstore.schema.errors import (
     Corrupt,
     InvalidName,
@@ -192,17 +194,78 @@ async def opened_image(text: str) -> AsyncIterator[OpenImage]:
 
 
 async def _image(text: str) -> OpenImage:
-    if await in_worker(lambda: _mode_of(text)) is None and _SPEC.fullmatch(text):
+    if await in_worker(lambda: _is_spec(text)):
         spec = Spec.parse(text)
         volume = await _volume_of_spec(text) if spec.scheme in FORMATS else None
         if not isinstance(volume, ImageVolume):
-            raise Unsupported(f"{spec.scheme}: is no image (there are: {', '.join(FORMATS)})")
+            known = ", ".join((*FORMATS, *STORES))
+            raise Unsupported(f"{spec.scheme}: is no image of a tree (there are: {known})")
         return OpenImage(spec.argument, spec.scheme, volume)
+    kind = (await in_worker(lambda: halves_of(text))).tree
     try:
-        kind = await in_worker(lambda: format_of(text))
+        if kind is None:
+            raise Unsupported("a store of objects is no tree of files")
         return OpenImage(text, kind, await ImageVolume.open(lambda: open_image(text, scheme=kind)))
     except StorageError as error:
         raise local_error(error, text) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """What is in the image file at `path`: a `store` of objects, a tree of the format `tree`, or
+    the one in front of the other."""
+
+    path: str
+    store: bool
+    tree: str | None
+
+
+def halves_of(text: str) -> Halves:
+    """What the image that `text` names holds, as far as its superblocks say; a specification names
+    one half.
+
+    Raises `Unsupported` for what is no image, and what opening and reading the file raises.
+    """
+    if _is_spec(text):
+        spec = Spec.parse(text)
+        if spec.scheme in (*STORES, "wf1"):
+            spec.check_options({"ro"})
+        if spec.scheme in STORES:
+            return Halves(spec.argument, store=True, tree=None)
+        return Halves(spec.argument, store=False, tree=spec.scheme)
+    try:
+        kind = format_of(text)
+        device = FileDevice.open(text, writable=False)
+        try:
+            store = has_store(device)
+            # What is in a store was put there by anybody, also what looks like a tree.
+            is_alone = kind in STORES or (store and not _ends_in_front_of_tree(device))
+        finally:
+            device.close()
+    except StorageError as error:
+        raise local_error(error, text) from error
+    return Halves(text, store=store, tree=None if is_alone else kind)
+
+
+def contents_of(text: str) -> Halves:
+    """As `halves_of`, also of what is a tree and no image."""
+    mode = _mode_of(text)
+    if _LOCATION.fullmatch(text) or (not _is_spec(text) and (mode is None or modes.S_ISDIR(mode))):
+        return Halves(text, store=False, tree="dir")
+    return halves_of(text)
+
+
+def _ends_in_front_of_tree(device: FileDevice) -> bool:
+    try:
+        blocks = st1.read_superblock(device).region_blocks
+    except StorageError:
+        # Opening it says what is wrong.
+        return True
+    return 0 < blocks <= st1.COMBINED_BLOCKS
+
+
+def _is_spec(text: str) -> bool:
+    return _mode_of(text) is None and _SPEC.fullmatch(text) is not None
 
 
 async def _volume(text: str) -> Volume:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -22,7 +22,7 @@ from capstore.tools.console import complain, explained, local_error, out, printa
 from capstore.tools.image.array import ArrayWriter
 from capstore.tools.image.maintaining import repaired
 from capstore.tools.image.reading import contents_read
-from capstore.tools.image.source import OpenImage, opened_image
+from capstore.tools.image.stores import FORMAT, OpenFile, opened_file
 from capstore.tools.progress import Meter, metered
 
 CLEAN, DAMAGED, UNREADABLE = 0, 1, 2
@@ -40,31 +40,54 @@ async def verify(file: str, *, json: bool, quiet: bool, repair: bool = False) ->
     try:
         if repair:
             await in_worker(lambda: repaired(file))
-        async with opened_image(file) as image:
+        async with opened_file(file) as image:
             return await _shown(image, json=json, quiet=quiet)
     except (OSError, StorageError) as error:
         complain(explained(error))
         return UNREADABLE
 
 
-async def _shown(image: OpenImage, *, json: bool, quiet: bool) -> int:
-    tree, found = image.volume.tree, 0
+async def _shown(image: OpenFile, *, json: bool, quiet: bool) -> int:
+    found = 0
     report = _Report(json=json)
     try:
         async with metered("verify", quiet=quiet) as meter:
-            async for finding in _elsewhere(lambda: findings(tree, meter)):
+            async for finding in _elsewhere(lambda: _all_findings(image, meter)):
                 found += 1
                 report.add(finding)
     except StorageError as error:
         raise local_error(error, image.path) from error
-    report.finish(clean=not found)
+    report.finish(clean=not found and not image.wrong)
+    for damage in image.wrong:
+        complain(explained(damage))
+    if image.wrong:
+        return UNREADABLE
     return DAMAGED if found else CLEAN
+
+
+def _all_findings(image: OpenFile, meter: Meter) -> Iterator[Finding]:
+    """What is wrong with the halves of an image, with their format where there are two."""
+    if image.store is not None:
+        yield from _in_half(FORMAT, _once(image.store.verify(meter)), image)
+    if image.tree is not None:
+        yield from _in_half(image.tree.format, findings(image.tree.volume.tree, meter), image)
+
+
+def _in_half(name: str, found: Iterator[Finding], image: OpenFile) -> Iterator[Finding]:
+    if image.store is None or image.tree is None:
+        return found
+    return (replace(finding, where=f"{name} {finding.where}") for finding in found)
 
 
 def findings(tree: ImageTree, meter: Meter) -> Iterator[Finding]:
     """What is wrong with `tree`, each damage once: structures first, then files by their paths."""
+    return _once(chain(tree.verify(), _unreadable(tree, meter)))
+
+
+def _once(found: Iterable[Finding]) -> Iterator[Finding]:
+    """Each damage once, though several may say it."""
     said: set[int | str] = set()
-    for finding in chain(tree.verify(), _unreadable(tree, meter)):
+    for finding in found:
         at = finding.offset
         if at is None:
             # Errors say in their messages where the damage is, and several can have one cause.
