@@ -91,7 +91,9 @@ def format_of(path: str | os.PathLike[str]) -> str:
     """
     device = FileDevice.open(path, writable=False)
     try:
-        head, has_wf1 = _head_of(device), _has_wf1(device)
+        head = _head_of(device)
+        # What is in a store was put there by anybody, also what looks like a tree.
+        has_wf1 = _has_wf1(device) and not st1.claims(device, wf1.SUPERBLOCK_LBAS[0])
         is_store = has_store(device)
     finally:
         device.close()

@@ -140,6 +140,15 @@ def object_bytes_of(segment_bytes: int) -> int:
     return room // ST1_PART.size * part_bytes_of(segment_bytes)
 
 
+def claims(device: BlockDevice, lba: int) -> bool:
+    """Whether there is a store on the device whose region has the block `lba`."""
+    try:
+        blocks = read_superblock(device).region_blocks
+    except (Corrupt, Unsupported):
+        return False
+    return not blocks or lba < blocks
+
+
 def read_superblock(device: BlockDevice) -> Superblock:
     """The valid superblock of the highest generation.
 

@@ -14,37 +14,26 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
-from typing import Final
 
-from capstore.images import st1
+from capstore.images import ro1, st1
 from capstore.images.device import BlockDevice
 from capstore.images.st1_compact import compact
 from capstore.images.st1_engine import St1Engine
-from capstore.images.st1_names import bind
 from capstore.images.st1_open import format_st1, open_st1
 from capstore.images.st1_recovery import recover
 from capstore.images.st1_sink import Writing
 from capstore.images.st1_table import Table
-from capstore.schema import names
-from capstore.schema.errors import from_os_error
-from capstore.schema.limits import KIB
-from capstore.schema.nodes import Buffer
-from capstore.schema.objects import Binding
-
-_PIECE_BYTES: Final = 256 * KIB
+from capstore.schema.nodes import Buffer, Provenance
 
 
 class St1Builder:
     """Makes a store on `device`, from its beginning, and fills it.
 
     With `size` (bytes of the region) it never changes its length, else it grows.  `built` (ns since
-    1970) is when everything was put.  Raises `InvalidArgument` for a size that is too small,
-    `NoSpace` for more than the size allows.
+    1970) is when everything was put, 0 that it is not recorded.  Raises `InvalidArgument` for too
+    small a size, `NoSpace` for more than the size allows.
     """
 
     def __init__(self, device: BlockDevice, *, size: int | None = None, built: int = 0) -> None:
@@ -54,6 +43,8 @@ class St1Builder:
         format_st1(device, size=size, clock=clock, entropy=_not_random)
         self._device = device
         self._engine: St1Engine = open_st1(device, clock=clock, entropy=_not_random)
+        if not built:
+            self._engine.provenance = ro1.PROVENANCE_CODES[Provenance.UNKNOWN]
 
     def put(self, key: bytes, data: Buffer) -> bytes:
         """Stores an object, with no key under its SHA-256; the key.  Raises as `St1Engine.put`."""
@@ -83,43 +74,6 @@ class St1Builder:
         compact(self._engine)
         self._engine.sync()
         _identify(self._device)
-
-
-def add_directory(builder: St1Builder, root: Path, *, named: bool = False) -> None:
-    """Puts the regular files below a directory of the host, in the order of their paths' bytes.
-
-    A file's key is its path below `root`; with `named` it is under the SHA-256 of what is in it,
-    and its path is a name for that.  Raises `InvalidArgument` for a path that is too long for a
-    key, `InvalidName` for one that is no UTF-8, and what the host says.
-    """
-    found = {os.fsencode(path.relative_to(root)): path for path in _files(root)}
-    for relative, path in sorted(found.items()):
-        key = builder.put_pieces(b"" if named else relative, _pieces(path))
-        if named:
-            *above, name = (names.from_bytes(part) for part in relative.split(b"/"))
-            bind(builder.engine, above, Binding(name, hash=key))
-
-
-def _files(directory: Path) -> Iterator[Path]:
-    try:
-        found = list(directory.iterdir())
-        for path in found:
-            mode = path.lstat().st_mode
-            if stat.S_ISDIR(mode):
-                yield from _files(path)
-            elif stat.S_ISREG(mode):
-                yield path
-    except OSError as error:
-        raise from_os_error(error, "list") from None
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                yield piece
-    except OSError as error:
-        raise from_os_error(error, "read") from None
 
 
 def _not_random(count: int) -> bytes:

@@ -95,6 +95,8 @@ class St1Engine(Reading):
         # Told of every hash that a name is bound to, while garbage is collected.
         self.marking: set[bytes] | None = None
         self._clock = clock
+        # Where the times of what is put come from.
+        self.provenance = WALL_CLOCK
         self._writable = writable
         size = self.geometry.segment_bytes
         self._inline_max = st1.inline_bytes_of(size)
@@ -285,14 +287,14 @@ class St1Engine(Reading):
             size = sum(part.length for part in data)
             one = data[0] if len(data) == 1 else Part(0, 0, 0, 0)
             parts = () if len(data) == 1 else data
-            entry = Entry(version, now, size, flags, one.sum, one.place, 0, WALL_CLOCK, parts)
+            entry = Entry(version, now, size, flags, one.sum, one.place, 0, self.provenance, parts)
             return Prepared(stored, entry, before)
         size = len(data)
         if size <= self._inline_max:
             value = bytes(data)
-            entry = Entry(version, now, size, flags, crc32c(value), 0, 0, WALL_CLOCK)
+            entry = Entry(version, now, size, flags, crc32c(value), 0, 0, self.provenance)
             return Prepared(stored, entry, before, value)
-        entry = Entry(version, now, size, flags, 0, 0, 0, WALL_CLOCK)
+        entry = Entry(version, now, size, flags, 0, 0, 0, self.provenance)
         return Prepared(stored, entry, before, None, data)
 
     def _prepared_delete(
@@ -369,10 +371,15 @@ class St1Engine(Reading):
         if writer.pending.size + size > writer.payload_max:
             writer.write_frame()
         applied: Changes = {}
-        for change in changes:
-            if writer.pending.size + self._record_bytes(change) > writer.payload_max:
-                writer.write_frame(goes_on=bool(applied))
-            self._apply(change, applied)
+        try:
+            for change in changes:
+                if writer.pending.size + self._record_bytes(change) > writer.payload_max:
+                    writer.write_frame(goes_on=bool(applied))
+                self._apply(change, applied)
+        except BaseException:
+            # A part of them that was taken in would become one with whatever comes next.
+            writer.failed = writer.failed or bool(applied)
+            raise
         self._show(applied)
         if writer.pending.size >= writer.pending_max:
             writer.write_frame()

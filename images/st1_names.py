@@ -94,11 +94,12 @@ def bound_hashes(engine: St1Engine) -> Iterator[bytes | None]:
     while True:
         some = []
         for stored, entry in engine.entries(st1.NAMES, b"", behind):
-            some.append((stored, entry))
+            # At once: what an entry leads to may be moved, and gone, by what comes in between.
+            some.append((stored, _binding(engine, "", stored, entry).hash))
             if len(some) == PAGE_ENTRIES_MAX:
                 break
-        for stored, entry in some:
-            yield _binding(engine, "", stored, entry).hash
+        for _, digest in some:
+            yield digest
         if len(some) < PAGE_ENTRIES_MAX:
             return
         behind = some[-1][0][1:]

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
-from typing import Final
+from contextlib import suppress
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,8 @@ from capstore.schema.limits import KIB
 STEP_ENTRIES: Final = 1024
 STEP_MOVES: Final = 256
 STEP_BYTES: Final = 512 * KIB
+# Values with no more than this between them are read at once.
+_GAP_BYTES_MAX: Final = 4 * KIB
 _BUFFER_BYTES: Final = 256 * KIB
 _pack_entry = ST1_ENTRY.packer(
     "version",
@@ -74,7 +77,6 @@ class ShadowWriter:
         self._counts = counts
         self._sequence, self._version = sequence, version
         self._place_of = writer.place_of
-        self._read_at = writer.read_at
         self._usage = space.count
         runs, self._pages, self.sections = plan(self._geometry, counts, self._usage)
         self.runs: list[int] = []
@@ -251,11 +253,17 @@ class ShadowWriter:
         if not inside[chosen].all():
             raise Corrupt("the table has values where none can be")
         waiting = np.flatnonzero(chosen & inside & self._victims[np.where(inside, segments, 0)])
+        # In the order of their places: what lies side by side is read at once.
+        waiting = waiting[np.argsort(places[waiting], kind="stable")]
+        sums = rows["sum"][waiting].tolist()
         moves = moved = 0
-        for row in waiting.tolist():
-            size = int(sizes[row])
-            place = self._moved(int(places[row]), size, int(rows["sum"][row]))
-            places[row], moves, moved = place, moves + 1, moved + size
+        for run in _side_by_side(places[waiting].tolist(), sizes[waiting].tolist()):
+            (begin, _), (last, length) = run.values[0], run.values[-1]
+            data = self._device.read(begin, last + length - begin)
+            for number, (place, size) in enumerate(run.values, run.first):
+                value = data[place - begin : place - begin + size]
+                places[waiting[number]] = self._put(place, value, sums[number])
+            moves, moved = moves + len(run.values), moved + len(data)
             if moves >= STEP_MOVES or moved >= STEP_BYTES:
                 moves = moved = 0
                 yield
@@ -271,11 +279,38 @@ class ShadowWriter:
 
     def _moved(self, place: int, length: int, checksum: int) -> int:
         """Where a value is behind this; where it was, if it could not be moved."""
-        try:
-            return self._mover.put(self._read_at(place, length, checksum), self._usage)
-        except (Corrupt, NoSpace):
-            self.kept.add(self._geometry.at(place))
-            return place
+        return self._put(place, self._device.read(place, length), checksum)
+
+    def _put(self, place: int, value: bytes, checksum: int) -> int:
+        """As `_moved`, of a value that was read."""
+        if crc32c(value) == checksum:
+            with suppress(NoSpace):
+                return self._mover.put(value, self._usage)
+        self.kept.add(self._geometry.at(place))
+        return place
+
+
+class _Run(NamedTuple):
+    """Values, each a place and a length, that are read at once; `first` is the number of the first
+    among all."""
+
+    first: int
+    values: list[tuple[int, int]]
+
+
+def _side_by_side(places: Sequence[int], sizes: Sequence[int]) -> Iterator[_Run]:
+    """Values whose places ascend, in runs with little between them."""
+    run = _Run(0, [])
+    for number, (place, size) in enumerate(zip(places, sizes, strict=True)):
+        if run.values:
+            (begin, _), (last, length) = run.values[0], run.values[-1]
+            is_far = place - (last + length) > _GAP_BYTES_MAX
+            if is_far or place + size - begin > STEP_BYTES or len(run.values) == STEP_MOVES:
+                yield run
+                run = _Run(number, [])
+        run.values.append((place, size))
+    if run.values:
+        yield run
 
 
 class _Rows:

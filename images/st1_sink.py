@@ -7,6 +7,7 @@ whole, so memory is one part; the segments of parts stay until the put is commit
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from capstore.images import st1
@@ -43,22 +44,39 @@ class Writing:
         view = memoryview(data).cast("B")
         self._engine.check_size(self._size + len(view))
         if len(self._buffer) + len(view) >= self._part_bytes:
-            self._engine.check_may_wait()
-            parts = (len(self._buffer) + len(view)) // self._part_bytes
-            self._engine.make_room_for_parts(parts)
+            self._put_parts(view)
+        else:
+            self._buffer += view
         self._hash.update(view)
         self._size += len(view)
-        self._buffer += view
-        while len(self._buffer) >= self._part_bytes:
-            self._put_part(self._part_bytes)
 
-    def _put_part(self, length: int) -> None:
+    def _put_parts(self, view: memoryview) -> None:
+        """Writes all that makes whole parts, with `view` behind what waits; the rest waits."""
+        engine, size = self._engine, self._part_bytes
+        engine.check_may_wait()
+        data = bytes(self._buffer) + view
+        engine.make_room_for_parts(len(data) // size)
+        before = len(self._parts)
+        try:
+            for at in range(0, len(data) - size + 1, size):
+                self._put_part(data[at : at + size])
+        except BaseException:
+            # Nothing was added, also where a part of it was written.
+            self._release(self._parts[before:])
+            del self._parts[before:]
+            raise
+        self._buffer = bytearray(data[len(data) // size * size :])
+
+    def _put_part(self, data: bytes) -> None:
         engine = self._engine
-        part = engine.writer.put_data(bytes(self._buffer[:length]))
+        part = engine.writer.put_data(data)
         engine.upkeep.hold(engine.geometry.at(part.place))
         end = self._parts[-1].offset + self._parts[-1].length if self._parts else 0
         self._parts.append(part._replace(offset=end))
-        del self._buffer[:length]
+
+    def _release(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            self._engine.upkeep.release(self._engine.geometry.at(part.place))
 
     def commit(self) -> ObjectStat:
         """The object appears, whole.  Raises as `St1Engine.put`, and then may be called again;
@@ -69,7 +87,8 @@ class Writing:
             engine.check_may_wait()
             if self._buffer:
                 engine.make_room_for_parts(1)
-                self._put_part(len(self._buffer))
+                self._put_part(bytes(self._buffer))
+                self._buffer.clear()
             stat = engine.put_parts(self._key, self._hash.digest(), self._parts, self._condition)
         else:
             stat = engine.put(self._key, bytes(self._buffer), self._condition)
@@ -80,8 +99,7 @@ class Writing:
         """Gives up; doing so again, or behind `commit`, does nothing."""
         if not self._ended:
             self._ended = True
-            for part in self._parts:
-                self._engine.upkeep.release(self._engine.geometry.at(part.place))
+            self._release(self._parts)
 
     def _check(self) -> None:
         if self._ended:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from capstore.images import ro1
+from capstore.images import ro1, st1
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES, WF1_SUPERBLOCK
 from capstore.images.segments import Geometry
@@ -118,6 +118,9 @@ def read_superblock(device: BlockDevice) -> Superblock:
 
     Raises `Corrupt` when there is none, `Unsupported` for a version or feature that is not known.
     """
+    if st1.claims(device, SUPERBLOCK_LBAS[0]):
+        # Whatever lies there is what somebody put into a store.
+        raise Corrupt("the blocks of the superblock belong to a store of objects")
     found: list[Superblock] = []
     errors: list[Corrupt] = []
     for lba in SUPERBLOCK_LBAS:

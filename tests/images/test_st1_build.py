@@ -8,21 +8,20 @@ from random import Random
 
 import pytest
 
-from capstore.images import st1
+from capstore.images import st1, wf1
 from capstore.images.device import BlockDevice
 from capstore.images.devices import FileDevice, MemoryDevice
 from capstore.images.formats import format_of, open_image
 from capstore.images.records import BLOCK_BYTES
-from capstore.images.st1_build import St1Builder, add_directory
+from capstore.images.st1_build import St1Builder
 from capstore.images.st1_compact import compact
 from capstore.images.st1_map import regions
-from capstore.images.st1_names import list_names, resolve
 from capstore.images.st1_recovery import recover
 from capstore.images.st1_verify import verify
 from capstore.images.tree import REGION_KINDS
 from capstore.images.wf1_open import format_wf1, open_wf1
 from capstore.images.wf1_verify import verify as verify_wf1
-from capstore.schema.errors import InvalidArgument, NoSpace, Unsupported
+from capstore.schema.errors import Corrupt, InvalidArgument, NoSpace, Unsupported
 from tests.images.st1model import KIB, Clock, content_of, entropy, new_store, reopened
 
 COMBINED = st1.COMBINED_BLOCKS * BLOCK_BYTES
@@ -45,7 +44,7 @@ def built(size: int | None) -> MemoryDevice:
     ("size", "digest"),
     [
         (None, "b52edf34c972362a"),
-        (COMBINED, "bb3eba563a5faebb"),
+        (COMBINED, "234f08f3839e7fc8"),
         (1 << 20, "ea4dc99bbc015205"),
     ],
 )
@@ -63,32 +62,6 @@ def test_too_much_and_too_small() -> None:
     builder = St1Builder(MemoryDevice(), size=COMBINED)
     with pytest.raises(NoSpace):
         builder.put(b"k", bytes(COMBINED - 20 * KIB))
-
-
-@pytest.mark.parametrize("named", [False, True])
-def test_a_directory(tmp_path: Path, named: bool) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "a" / "b" / "deep").write_bytes(b"x" * 300_000)
-    (tmp_path / "a" / "file").write_bytes(b"content")
-    (tmp_path / "same").write_bytes(b"content")
-    (tmp_path / "link").symlink_to("same")
-    digests = set()
-    for _ in range(2):
-        device = MemoryDevice()
-        builder = St1Builder(device)
-        add_directory(builder, tmp_path, named=named)
-        builder.finish()
-        digests.add(hashlib.sha256(device.view).digest())
-    assert len(digests) == 1
-    engine = reopened(device)
-    if not named:
-        assert list(content_of(engine)) == [b"a/b/deep", b"a/file", b"same"]
-        return
-    assert len(content_of(engine)) == 2
-    found, _ = list_names(engine, ())
-    assert [binding.name for binding in found] == ["same"]
-    assert resolve(engine, ("a",), "file").hash == found[0].hash
-    assert engine.get(resolve(engine, ("a", "b"), "deep").hash or b"") == b"x" * 300_000
 
 
 @pytest.mark.parametrize("size", [None, 64 * KIB, 1 << 20])
@@ -177,3 +150,21 @@ def test_telling_the_formats(tmp_path: Path) -> None:
     with pytest.raises(Unsupported):
         open_image(alone)
     open_image(both).close()
+
+
+def test_what_lies_in_a_store_is_no_tree(tmp_path: Path) -> None:
+    """Somebody has put the bytes of a tree's superblock to where one would be."""
+    path = tmp_path / "image"
+    tree = MemoryDevice()
+    format_wf1(tree)
+    at = wf1.SUPERBLOCK_LBAS[0] * 512
+    image = bytearray(built(None).view)
+    image[at : at + 1024] = tree.read(at, 1024)
+    path.write_bytes(image)
+    assert format_of(path) == "st1"
+    before = path.read_bytes()
+    device = FileDevice.open(path)
+    with pytest.raises(Corrupt, match="belong to a store"):
+        open_wf1(device)
+    device.close()
+    assert path.read_bytes() == before

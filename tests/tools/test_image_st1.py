@@ -31,7 +31,7 @@ GOLDEN = {
     ("empty", "128KiB"): "0ac16ddb7584a68fc39868cddaa695f4",
     ("keys", None): "0d6e1ed35b810a69e012a228da08f05f",
     ("keys", "1MiB"): "8ac8454ffed0976051f0f2ff7ed9d7fc",
-    ("content", None): "313160c4df8a824aaa18411ab1812601",
+    ("content", None): "761f25b9f71321b0fa4539d0807944f5",
 }
 
 

@@ -25,7 +25,6 @@ from capstore.backers.image import ImageDirectory, ImageVolume
 from capstore.backers.node import Buffer, DirectoryNode, Entry, FileNode, NodeKind, Volume
 from capstore.backers.spec import Spec, open_volume
 from capstore.backers.workers import in_worker
-from capstore.images import st1
 from capstore.images.devices import FileDevice
 from capstore.images.formats import FORMATS, STORES, format_of, has_store, open_image
 from capstore.schema.errors import (
@@ -238,13 +237,11 @@ def halves_of(text: str) -> Halves:
         device = FileDevice.open(text, writable=False)
         try:
             store = has_store(device)
-            # What is in a store was put there by anybody, also what looks like a tree.
-            is_alone = kind in STORES or (store and not _ends_in_front_of_tree(device))
         finally:
             device.close()
     except StorageError as error:
         raise local_error(error, text) from error
-    return Halves(text, store=store, tree=None if is_alone else kind)
+    return Halves(text, store=store, tree=None if kind in STORES else kind)
 
 
 def contents_of(text: str) -> Halves:
@@ -253,15 +250,6 @@ def contents_of(text: str) -> Halves:
     if _LOCATION.fullmatch(text) or (not _is_spec(text) and (mode is None or modes.S_ISDIR(mode))):
         return Halves(text, store=False, tree="dir")
     return halves_of(text)
-
-
-def _ends_in_front_of_tree(device: FileDevice) -> bool:
-    try:
-        blocks = st1.read_superblock(device).region_blocks
-    except StorageError:
-        # Opening it says what is wrong.
-        return True
-    return 0 < blocks <= st1.COMBINED_BLOCKS
 
 
 def _is_spec(text: str) -> bool:
