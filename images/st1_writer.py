@@ -33,6 +33,11 @@ Entropy = Callable[[int], bytes]
 
 # A frame is written when so much is pending.
 PENDING_BYTES_MAX: Final = 512 * KIB
+# Values up to this length are read with what is around them, a page of so many bytes; so many pages
+# are kept.
+_SHORT_BYTES_MAX: Final = 1 * KIB
+_NEAR_BYTES: Final = 4 * KIB
+NEAR_PAGES_MAX: Final = 8192
 _KEY_BYTES: Final = 8
 # How far a new life is ahead of the last: frames of the last cannot be of its tables' epochs.
 # An odd number, since superblocks alternate.
@@ -66,6 +71,8 @@ class Writer(Flushing):
         self.pending_max = min(PENDING_BYTES_MAX, self.payload_max)
         self._data_at = self._geometry.segment_bytes
         self.pending = PendingFrame(1)
+        # Pages that were read lately, as they were then.
+        self._near: dict[int, bytes] = {}
         # Where the heaps of frames are that entries know by their numbers, when they are written;
         # and the heaps of those that are not.
         self.bases: dict[int, int] = {}
@@ -117,7 +124,30 @@ class Writer(Flushing):
                 # It has been written just now.
                 base = self.bases[entry.frame]
             place += base
+        if entry.size <= _SHORT_BYTES_MAX:
+            value = self._read_near(place, entry.size)
+            if crc32c(value) == entry.sum:
+                return value
+            # Something else was there when that was read, or nothing yet.
+            self._near.pop(place // _NEAR_BYTES, None)
         return self.read_at(place, entry.size, entry.sum)
+
+    def _read_near(self, place: int, length: int) -> bytes:
+        """What is at a place, or was some time ago; less where it is not all in one piece.
+
+        A page is read and kept, since short values lie side by side, and reading one takes as long
+        as reading all of them.
+        """
+        number, inside = divmod(place, _NEAR_BYTES)
+        page = self._near.get(number)
+        if page is None:
+            begin = number * _NEAR_BYTES
+            buffer = bytearray(min(_NEAR_BYTES, self.device.size() - begin))
+            read_at_hand(self.device, begin, memoryview(buffer))
+            if len(self._near) >= NEAR_PAGES_MAX:
+                self._near = {}
+            page = self._near[number] = bytes(buffer)
+        return page[inside : inside + length]
 
     def read_at(self, place: int, length: int, checksum: int) -> bytes:
         """The bytes at a place.  Raises `Corrupt` if they are not those of the checksum."""
