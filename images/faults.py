@@ -48,7 +48,7 @@ __all__ = [
     "replay",
 ]
 
-Failing = Literal["write", "resize", "flush", "any"]
+Failing = Literal["write", "resize", "reserve", "flush", "any"]
 
 
 class PowerLost(StorageIOError):
@@ -98,6 +98,10 @@ class _PassingDevice(BlockDevice):
         self._check()
         self.inner.reserve(offset, length)
 
+    def discard(self, offset: int, length: int) -> None:
+        self._check()
+        self.inner.discard(offset, length)
+
     def flush(self) -> None:
         self._check()
         self.inner.flush()
@@ -133,6 +137,10 @@ class RecordingDevice(_PassingDevice):
     def resize(self, size: int) -> None:
         super().resize(size)
         self._log.append(Resize(size))
+
+    def discard(self, offset: int, length: int) -> None:
+        """Zeros, from now on: what there was may be gone at any moment until the next flush."""
+        self.write(offset, bytes(length))
 
     def flush(self) -> None:
         super().flush()
@@ -171,13 +179,13 @@ class FreezingDevice(_PassingDevice):
 class CountdownDevice(_PassingDevice):
     """Lets `failures_after` operations succeed; the next one fails with `error`.
 
-    `what` are the operations that count: writes, resizes, flushes, or any of these.  Reads never
-    fail here.  With `torn` a write that fails has its first half written.
+    `what` are the operations that count: writes, resizes, reserves, flushes, or any of these.
+    Reads never fail here.  With `torn` a write that fails has its first half written.
 
     As a `capstore.images.devices.FileDevice` does: after a `StorageIOError`, and after a torn
     write whatever its error, the device is latched.  After a `NoSpace` that wrote nothing it goes
     on, as if space had been found, and fails no more.  A flush fails with `StorageIOError` in any
-    case: it has no other error.
+    case, and a reserve with `NoSpace`: they have no other error.
     """
 
     def __init__(
@@ -194,6 +202,7 @@ class CountdownDevice(_PassingDevice):
             raise InvalidArgument("a count is not negative")
         super().__init__(inner)
         self._left = failures_after
+        self._counted = 0
         self._what = what
         self._error = error
         self._torn = torn
@@ -208,6 +217,11 @@ class CountdownDevice(_PassingDevice):
     def failed(self) -> bool:
         """Whether the failure has happened."""
         return self._left < 0
+
+    @property
+    def counted(self) -> int:
+        """How many of the operations that count there were."""
+        return self._counted
 
     def write(self, offset: int, data: Buffer) -> None:
         self._check_latch()
@@ -229,6 +243,13 @@ class CountdownDevice(_PassingDevice):
             raise self._error("a failing resize was asked for")
         super().resize(size)
 
+    def reserve(self, offset: int, length: int) -> None:
+        self._check_latch()
+        self.check_range(offset, length)
+        if self._fails("reserve"):
+            raise NoSpace("a failing reserve was asked for")
+        super().reserve(offset, length)
+
     def flush(self) -> None:
         self._check_latch()
         if self._fails("flush"):
@@ -244,7 +265,10 @@ class CountdownDevice(_PassingDevice):
 
     def _fails(self, kind: Failing) -> bool:
         """Counts one operation down; whether it is the one to fail."""
-        if self.failed or self._what not in (kind, "any"):
+        if self._what not in (kind, "any"):
+            return False
+        self._counted += 1
+        if self.failed:
             return False
         self._left -= 1
         return self.failed

@@ -14,6 +14,7 @@ from typing import Final
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES, ST1_ENTRY, ST1_FRAME, ST1_PART, ST1_SUPERBLOCK
 from capstore.images.segments import Geometry
+from capstore.images.superblocks import Slots
 from capstore.schema import layout
 from capstore.schema.errors import Corrupt, InvalidArgument, Unsupported
 from capstore.schema.limits import KEY_BYTES_MAX, KIB, MIB
@@ -21,6 +22,7 @@ from capstore.schema.limits import KEY_BYTES_MAX, KIB, MIB
 MAGIC: Final = int(layout.st1Magic)
 VERSION: Final = int(layout.st1Version)
 SUPERBLOCK_LBAS: Final = tuple(int(lba) for lba in layout.st1SuperblockLbas)
+_SLOTS: Final = Slots("CAPOSST1", ST1_SUPERBLOCK, MAGIC, VERSION, SUPERBLOCK_LBAS)
 SEGMENTS_LBA: Final = int(layout.st1SegmentsLba)
 SEGMENTS_AT: Final = SEGMENTS_LBA * BLOCK_BYTES
 
@@ -154,16 +156,7 @@ def read_superblock(device: BlockDevice) -> Superblock:
 
     Raises `Corrupt` when there is none, `Unsupported` for a version or feature that is not known.
     """
-    found: list[Superblock] = []
-    errors: list[Corrupt] = []
-    for lba in SUPERBLOCK_LBAS:
-        try:
-            found.append(superblock_at(device, lba))
-        except Corrupt as error:
-            errors.append(error)
-    if not found:
-        raise errors[0]
-    newest = max(found, key=lambda superblock: superblock.generation)
+    newest = _SLOTS.newest(device, superblock_at)
     # One that is whole and points to nowhere is damage: the older one is not what was durable.
     _check(newest, device.size(), f"the superblock of generation {newest.generation}")
     return newest
@@ -174,17 +167,7 @@ def superblock_at(device: BlockDevice, lba: int) -> Superblock:
 
     What it points to is not checked: that of the older one may have been cut off since.
     """
-    offset = lba * BLOCK_BYTES
-    where = f"the superblock at offset {offset}"
-    if device.size() < offset + BLOCK_BYTES:
-        raise Corrupt(f"{where} is cut off")
-    raw = ST1_SUPERBLOCK.unpack(device.read(offset, BLOCK_BYTES), "the superblock", offset)
-    if raw.magic != MAGIC:
-        raise Corrupt(f"{where} is none of CAPOSST1")
-    if raw.version > VERSION or not raw.version:
-        raise Unsupported(f"CAPOSST1 version {raw.version} is not known")
-    if raw.features:
-        raise Unsupported(f"CAPOSST1 features {raw.features:#x} are not known")
+    raw = _SLOTS.record_at(device, lba)
     return Superblock(
         generation=raw.generation,
         image_id=raw.imageIdHigh << 64 | raw.imageIdLow,
@@ -221,5 +204,4 @@ def region_end(superblock: Superblock, device_bytes: int) -> int:
 
 def write_superblock(device: BlockDevice, superblock: Superblock) -> None:
     """Writes it into its slot; durable with the next flush."""
-    lba = SUPERBLOCK_LBAS[superblock.generation % len(SUPERBLOCK_LBAS)]
-    device.write(lba * BLOCK_BYTES, superblock.pack().ljust(BLOCK_BYTES, b"\0"))
+    _SLOTS.write(device, superblock)

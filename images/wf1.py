@@ -15,14 +15,16 @@ from capstore.images import ro1, st1
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES, WF1_SUPERBLOCK
 from capstore.images.segments import Geometry
+from capstore.images.superblocks import Slots
 from capstore.schema import layout
-from capstore.schema.errors import Corrupt, InvalidArgument, Unsupported
+from capstore.schema.errors import Corrupt, InvalidArgument
 from capstore.schema.limits import KIB, MIB
 from capstore.schema.nodes import NodeKind
 
 MAGIC: Final = int(layout.wf1Magic)
 VERSION: Final = int(layout.wf1Version)
 SUPERBLOCK_LBAS: Final = tuple(int(lba) for lba in layout.wf1SuperblockLbas)
+_SLOTS: Final = Slots("CAPOSWF1", WF1_SUPERBLOCK, MAGIC, VERSION, SUPERBLOCK_LBAS)
 SEGMENTS_LBA: Final = int(layout.wf1SegmentsLba)
 SEGMENTS_AT: Final = SEGMENTS_LBA * BLOCK_BYTES
 
@@ -121,16 +123,7 @@ def read_superblock(device: BlockDevice) -> Superblock:
     if st1.claims(device, SUPERBLOCK_LBAS[0]):
         # Whatever lies there is what somebody put into a store.
         raise Corrupt("the blocks of the superblock belong to a store of objects")
-    found: list[Superblock] = []
-    errors: list[Corrupt] = []
-    for lba in SUPERBLOCK_LBAS:
-        try:
-            found.append(superblock_at(device, lba))
-        except Corrupt as error:
-            errors.append(error)
-    if not found:
-        raise errors[0]
-    newest = max(found, key=lambda superblock: superblock.generation)
+    newest = _SLOTS.newest(device, superblock_at)
     # One that is whole and points to nowhere is damage: the older one is not what was durable.
     _check(newest, device.size(), f"the superblock of generation {newest.generation}")
     return newest
@@ -141,17 +134,7 @@ def superblock_at(device: BlockDevice, lba: int) -> Superblock:
 
     What it points to is not checked: that of the older one may have been cut off since.
     """
-    offset = lba * BLOCK_BYTES
-    where = f"the superblock at offset {offset}"
-    if device.size() < offset + BLOCK_BYTES:
-        raise Corrupt(f"{where} is cut off")
-    raw = WF1_SUPERBLOCK.unpack(device.read(offset, BLOCK_BYTES), "the superblock", offset)
-    if raw.magic != MAGIC:
-        raise Corrupt(f"{where} is none of CAPOSWF1")
-    if raw.version > VERSION or not raw.version:
-        raise Unsupported(f"CAPOSWF1 version {raw.version} is not known")
-    if raw.features:
-        raise Unsupported(f"CAPOSWF1 features {raw.features:#x} are not known")
+    raw = _SLOTS.record_at(device, lba)
     return Superblock(
         generation=raw.generation,
         image_id=raw.imageIdHigh << 64 | raw.imageIdLow,
@@ -190,5 +173,4 @@ def region_end(superblock: Superblock, device_bytes: int) -> int:
 
 def write_superblock(device: BlockDevice, superblock: Superblock) -> None:
     """Writes it into its slot; durable with the next flush."""
-    lba = SUPERBLOCK_LBAS[superblock.generation % len(SUPERBLOCK_LBAS)]
-    device.write(lba * BLOCK_BYTES, superblock.pack().ljust(BLOCK_BYTES, b"\0"))
+    _SLOTS.write(device, superblock)

@@ -158,6 +158,35 @@ def test_space_that_is_missing_in_the_middle_of_a_write() -> None:
     assert_latched(device)
 
 
+@pytest.mark.parametrize("error", [StorageIOError, NoSpace])
+def test_a_failing_reserve_has_no_room_and_changes_nothing(
+    error: type[StorageIOError | NoSpace],
+) -> None:
+    device = CountdownDevice(MemoryDevice(bytes(4)), 2, "any", error)
+    device.write(0, b"a")
+    device.reserve(0, 4)
+    with pytest.raises(NoSpace):
+        device.reserve(0, 4)
+    device.reserve(0, 4)
+    device.flush()
+    assert (device.counted, device.failed) == (5, True)
+    with pytest.raises(InvalidArgument):
+        device.reserve(1, 4)
+    only = CountdownDevice(MemoryDevice(bytes(4)), 0, "reserve")
+    only.write(0, b"b")
+    only.flush()
+    with pytest.raises(NoSpace):
+        only.reserve(0, 1)
+
+
+def test_what_is_discarded_is_recorded_as_zeros() -> None:
+    inner = MemoryDevice(b"abcd")
+    device = RecordingDevice(inner)
+    device.discard(1, 2)
+    assert image_of(inner) == b"a\0\0d"
+    assert list(device.log) == [Write(1, b"\0\0")]
+
+
 @pytest.mark.parametrize("error", [StorageIOError, NoSpace, PowerLost])
 def test_a_failing_flush_latches(error: type[StorageIOError | NoSpace]) -> None:
     device = CountdownDevice(MemoryDevice(bytes(4)), 0, "flush", error)

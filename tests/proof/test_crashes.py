@@ -9,10 +9,9 @@ import pytest
 from capstore.images.faults import Mode
 from capstore.images.faults_image import SectorImage, Sectors
 from capstore.schema.errors import InvalidArgument
-from capstore.tools.prove import ace
-from capstore.tools.prove.canaries import CANARIES, Canary, caught
+from capstore.tools.prove.canaries import Canary, caught
 from capstore.tools.prove.explore import Search, Tally, chance, exhaustive, explore, replayed
-from capstore.tools.prove.recording import record, start
+from capstore.tools.prove.recording import record
 from capstore.tools.prove.running import (
     ace_names,
     chance_names,
@@ -22,6 +21,9 @@ from capstore.tools.prove.running import (
     scenario_names,
     workload_of,
 )
+from capstore.tools.prove.wf1_canaries import CANARIES
+from capstore.tools.prove.wf1_start import start
+from capstore.tools.prove.wf1_subject import SUBJECT
 from capstore.tools.prove.workload import Step, steps
 
 # Every mode, few samples: the seconds that a run of all tests has for it.
@@ -37,30 +39,34 @@ def assert_holds(tally: Tally) -> None:
 
 
 def of(names: Sequence[str], search: Search) -> Tally:
-    return run(chunks(names, [search]), processes=1)
+    return run(chunks(SUBJECT, names, [search]), processes=1)
 
 
 # Short --------------------------------------------------------------------------------------------
 
 
 def test_every_single_operation() -> None:
-    names = [name for name in ace_names(1) if workload_of(name).parts[0][-1] == Step("sync")]
+    names = [
+        name
+        for name in ace_names(SUBJECT, 1)
+        if workload_of(SUBJECT, name).parts[0][-1] == Step("sync")
+    ]
     assert len(names) > 100
     assert_holds(of(names, SHORT))
 
 
 def test_some_pairs_of_operations() -> None:
-    assert len(ace_names(2)) > 39_000
-    assert_holds(of(ace_names(2)[::500], SHORT))
+    assert len(ace_names(SUBJECT, 2)) > 39_000
+    assert_holds(of(ace_names(SUBJECT, 2)[::500], SHORT))
 
 
-@pytest.mark.parametrize("name", scenario_names())
+@pytest.mark.parametrize("name", scenario_names(SUBJECT))
 def test_scenarios(name: str) -> None:
     assert_holds(of([name], NESTED))
 
 
 def test_crashes_behind_crashes() -> None:
-    tally = of([*ace_names(1)[::40], *chance_names(SEED, 2, 12)], NESTED)
+    tally = of([*ace_names(SUBJECT, 1)[::40], *chance_names(SEED, 2, 12)], NESTED)
     assert_holds(tally)
     phases = {phase for _, phase, _, _ in tally.shapes}
     assert phases >= {"recovery", "checkpoint", "operation", "operation after a crash"}
@@ -72,8 +78,10 @@ def test_crashes_behind_crashes() -> None:
 @pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name.replace(" ", "-"))
 def test_canaries_are_noticed(canary: Canary) -> None:
     # As few states as show it; that no state of the sound engine is like that is shown above.
-    failure = caught(canary, Search("canary", _MODES.get(canary.name, (Mode.PREFIXES,)), 4, 4))
-    failure = failure or caught(canary)
+    failure = caught(
+        SUBJECT, canary, Search("canary", _MODES.get(canary.name, (Mode.PREFIXES,)), 4, 4)
+    )
+    failure = failure or caught(SUBJECT, canary)
     assert failure is not None
     assert "@" in failure.state
     assert "foreign" not in failure.outcome
@@ -86,19 +94,21 @@ _MODES = {
 
 
 def test_an_id_replays_its_state() -> None:
-    workload = workload_of("scenario-rename-onto-synced")
-    image, model = start(workload.spare_segments)
-    recording = record(SectorImage(Sectors(), image), model, workload.parts[0])
-    left, verdict_of, verdict = replay_id(f"{workload.name}@epoch=1/first=1")
+    workload = workload_of(SUBJECT, "scenario-rename-onto-synced")
+    image, model = start(workload.room)
+    recording = record(SUBJECT, SectorImage(Sectors(), image), model, workload.parts[0])
+    left, verdict_of, verdict = replay_id(SUBJECT, f"{workload.name}@epoch=1/first=1")
     assert verdict_of == workload
-    assert left == replayed(workload, ["epoch=1/first=1"])[0]
+    assert left == replayed(SUBJECT, workload, ["epoch=1/first=1"])[0]
     assert left != image
     assert len(left) == len(recording.base)
     assert verdict.outcome.holds
 
 
 def test_an_id_of_crashes_in_a_row() -> None:
-    image, _, verdict = replay_id("scenario-old-frames-behind-new@epoch=1/first=1@epoch=1/first=0")
+    image, _, verdict = replay_id(
+        SUBJECT, "scenario-old-frames-behind-new@epoch=1/first=1@epoch=1/first=0"
+    )
     assert verdict.outcome.holds
     assert len(image) == len(start(4)[0])
 
@@ -119,11 +129,11 @@ def test_an_id_of_crashes_in_a_row() -> None:
 )
 def test_what_is_no_id(text: str) -> None:
     with pytest.raises(InvalidArgument):
-        replay_id(text)
+        replay_id(SUBJECT, text)
 
 
 def test_the_same_run_gives_the_same_figures() -> None:
-    work = chunks([*ace_names(1)[:3], *chance_names(7, 1, 10)], [SHORT])
+    work = chunks(SUBJECT, [*ace_names(SUBJECT, 1)[:3], *chance_names(7, 1, 10)], [SHORT])
     first, second = run(work, processes=1), run(work, processes=2)
     assert first.shapes == second.shapes
     assert (first.workloads, first.repeated) == (second.workloads, second.repeated)
@@ -131,16 +141,16 @@ def test_the_same_run_gives_the_same_figures() -> None:
 
 
 def test_a_run_ends_with_enough_states() -> None:
-    work = chunks(ace_names(1), [Search("linear", (Mode.LINEAR,), nested_max=0)])
+    work = chunks(SUBJECT, ace_names(SUBJECT, 1), [Search("linear", (Mode.LINEAR,), nested_max=0)])
     tally = run(work, processes=1, states_max=10)
     assert tally.states >= 10
     assert tally.workloads == 40
 
 
 def test_workloads_are_what_their_names_say() -> None:
-    assert ace.length_1()[3].name == "ace1-3"
-    assert str(workload_of("random-5-9")) == str(workload_of("random-5-9"))
-    assert str(workload_of("random-5-9")) != str(workload_of("random-6-9"))
+    assert SUBJECT.ace(1)[3].name == "ace1-3"
+    assert str(workload_of(SUBJECT, "random-5-9")) == str(workload_of(SUBJECT, "random-5-9"))
+    assert str(workload_of(SUBJECT, "random-5-9")) != str(workload_of(SUBJECT, "random-6-9"))
     text = "write a/b 3 500 7; rename a b; symlink l a/b; sync"
     assert "; ".join(map(str, steps(text))) == text
 
@@ -152,19 +162,19 @@ def test_workloads_are_what_their_names_say() -> None:
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("search", [exhaustive(8), chance(1)], ids=lambda search: search.name)
 def test_all_workloads_of_length_1_and_scenarios(search: Search) -> None:
-    assert_holds(run(chunks([*scenario_names(), *ace_names(1)], [search])))
+    assert_holds(run(chunks(SUBJECT, [*scenario_names(SUBJECT), *ace_names(SUBJECT, 1)], [search])))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_all_workloads_of_length_2() -> None:
-    assert_holds(run(chunks(ace_names(2), [exhaustive(5), chance(2)])))
+    assert_holds(run(chunks(SUBJECT, ace_names(SUBJECT, 2), [exhaustive(5), chance(2)])))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_many_workloads_by_chance() -> None:
-    assert_holds(run(chunks(chance_names(1000, 1000), [exhaustive(5), chance(3)])))
+    assert_holds(run(chunks(SUBJECT, chance_names(1000, 1000), [exhaustive(5), chance(3)])))
 
 
 @pytest.mark.long
@@ -172,5 +182,9 @@ def test_many_workloads_by_chance() -> None:
 def test_long_workloads_by_chance() -> None:
     tally = Tally()
     for name in chance_names(50_000, 20, 400):
-        tally.add(explore(workload_of(name), Search("random(4)", (Mode.RANDOM,), samples=6)))
+        tally.add(
+            explore(
+                SUBJECT, workload_of(SUBJECT, name), Search("random(4)", (Mode.RANDOM,), samples=6)
+            )
+        )
     assert_holds(tally)

@@ -10,25 +10,30 @@ from capstore.images.devices import FileDevice
 from capstore.images.wf1 import ROOT
 from capstore.images.wf1_open import open_wf1
 from capstore.tools.prove.countdown import count_down, places
-from capstore.tools.prove.damage import ACCEPTED, flipped, outcomes, subject, truncated, used_places
-from capstore.tools.prove.examine import Outcome, judged
+from capstore.tools.prove.damage import (
+    ACCEPTED,
+    damaged_image,
+    flipped,
+    outcomes,
+    truncated,
+    used_places,
+)
+from capstore.tools.prove.examine import Outcome
 from capstore.tools.prove.explore import Tally
 from capstore.tools.prove.kill import (
-    BACKER,
     CALLS,
-    ENGINE,
-    LOADS,
     Killed,
-    Load,
     compared,
     kill,
     kill_at_call,
     kill_by_chance,
     why_no_strace,
 )
-from capstore.tools.prove.load import make
+from capstore.tools.prove.load import Load
 from capstore.tools.prove.power import cut_power, why_no_power_cut
 from capstore.tools.prove.running import scenario_names, workload_of
+from capstore.tools.prove.wf1_load import BACKER, ENGINE, LOADS, make
+from capstore.tools.prove.wf1_subject import SUBJECT
 
 
 def assert_holds(tally: Tally) -> None:
@@ -42,28 +47,28 @@ def assert_holds(tally: Tally) -> None:
 
 @pytest.mark.parametrize("name", ["ace1-5", "scenario-append-after-truncate"])
 def test_a_failure_at_every_place(name: str) -> None:
-    tally = count_down(workload_of(name), crashes=False)
+    tally = count_down(SUBJECT, workload_of(SUBJECT, name), crashes=False)
     assert_holds(tally)
-    assert tally.states == 4 * places(workload_of(name))
+    assert tally.states == 4 * places(SUBJECT, workload_of(SUBJECT, name))
 
 
 def test_a_failure_and_a_crash() -> None:
-    assert_holds(count_down(workload_of("scenario-space-reused"), every=7))
+    assert_holds(count_down(SUBJECT, workload_of(SUBJECT, "scenario-space-reused"), every=7))
 
 
 # Damage -------------------------------------------------------------------------------------------
 
 
 def test_some_truncations() -> None:
-    length = len(subject()[0])
+    length = len(damaged_image(SUBJECT)[0])
     # Around every structure, and somewhere between.
     lengths = {0, 1, length - 1, length, *range(0, length, 9973)}
-    lengths.update(at + d for at in used_places()[::2048] for d in (-1, 0, 1))
-    assert_holds(truncated(sorted(lengths)))
+    lengths.update(at + d for at in used_places(SUBJECT)[::2048] for d in (-1, 0, 1))
+    assert_holds(truncated(SUBJECT, sorted(lengths)))
 
 
 def test_some_bit_flips() -> None:
-    tally = flipped(8 * at + at % 8 for at in used_places()[::67])
+    tally = flipped(SUBJECT, (8 * at + at % 8 for at in used_places(SUBJECT)[::67]))
     assert_holds(tally)
     assert outcomes(tally)["refused"]
     assert outcomes(tally)["refused where it is damaged"]
@@ -72,7 +77,7 @@ def test_some_bit_flips() -> None:
 def test_damage_that_is_shown_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With checksums that always fit, the same flips show wrong bytes, and are failures."""
     monkeypatch.setattr("capstore.images.wf1_writer.crc32c", lambda data: _Anything())
-    tally = flipped(8 * at for at in used_places()[::67])
+    tally = flipped(SUBJECT, (8 * at for at in used_places(SUBJECT)[::67]))
     assert outcomes(tally)["a wrong tree"]
     assert tally.failed
 
@@ -125,7 +130,9 @@ def test_what_is_of_no_client_is_noticed(tmp_path: Path) -> None:
 
 
 def test_what_is_no_volume_does_not_open() -> None:
-    assert judged(bytes(1 << 20), subject()[1], 0, 0).outcome is Outcome.UNOPENED
+    examiner = SUBJECT.examiner()
+    verdict = examiner.judged(examiner.image(bytes(1 << 20)), damaged_image(SUBJECT)[1], 0, 0)
+    assert verdict.outcome is Outcome.UNOPENED
 
 
 # Long ---------------------------------------------------------------------------------------------
@@ -134,14 +141,14 @@ def test_what_is_no_volume_does_not_open() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_failures_in_all_scenarios() -> None:
-    for name in scenario_names():
-        assert_holds(count_down(workload_of(name)))
+    for name in scenario_names(SUBJECT):
+        assert_holds(count_down(SUBJECT, workload_of(SUBJECT, name)))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_truncation_at_every_byte() -> None:
-    tally = truncated(range(len(subject()[0]) + 1))
+    tally = truncated(SUBJECT, range(len(damaged_image(SUBJECT)[0]) + 1))
     assert_holds(tally)
     assert set(outcomes(tally)) <= ACCEPTED
 
@@ -149,13 +156,15 @@ def test_truncation_at_every_byte() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_every_bit() -> None:
-    assert_holds(flipped(8 * at + bit for at in used_places() for bit in range(8)))
+    assert_holds(
+        flipped(SUBJECT, (8 * at + bit for at in used_places(SUBJECT) for bit in range(8)))
+    )
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_many_killed_processes(tmp_path: Path) -> None:
-    tally = kill(tmp_path, 100, 25)
+    tally = kill(tmp_path, LOADS, 100, 25)
     assert_holds(tally)
     assert tally.states == 25 * len(LOADS) * (1 + len(CALLS) * (why_no_strace() is None))
 

@@ -9,10 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from capstore.tools.prove import command, proof
-from capstore.tools.prove.canaries import CANARIES
 from capstore.tools.prove.explore import LINEAR, Failure, Tally
 from capstore.tools.prove.proof import Parameters, Proof
 from capstore.tools.prove.report import as_html, as_json, lines
+from capstore.tools.prove.wf1_canaries import CANARIES
+from capstore.tools.prove.wf1_subject import Wf1Subject
 
 
 def made() -> Proof:
@@ -60,8 +61,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What takes long is tested by itself.
     for part in ("_canaries", "_devices", "_damage", "_processes", "_power"):
         monkeypatch.setattr(proof, part, lambda proof, said: None)
-    monkeypatch.setattr(proof, "scenario_names", lambda: ["scenario-exchange-twice"])
-    monkeypatch.setattr(proof, "ace_names", lambda length: ["ace1-0", "ace1-1"])
+    monkeypatch.setattr(proof, "scenario_names", lambda subject: ["scenario-exchange-twice"])
+    monkeypatch.setattr(proof, "ace_names", lambda subject, length: ["ace1-0", "ace1-1"])
     files = [tmp_path / "report.json", tmp_path / "report.html"]
     arguments = ["wf1", "--seed", "3", "--states", "1", "--mode", "linear", "--processes", "1"]
     for file in files:
@@ -76,7 +77,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_canary_is_in_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "CANARIES", CANARIES[:1])
+    monkeypatch.setattr(Wf1Subject, "canaries", lambda subject: CANARIES[:1])
     found = Proof(Parameters(1, 5, 1, 0, (LINEAR,)))
     proof._canaries(found, lambda tally: None)
     assert [name for name, failure in found.canaries if failure] == [CANARIES[0].name]

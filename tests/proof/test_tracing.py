@@ -18,11 +18,10 @@ from capstore.images.wf1_base import Head
 from capstore.images.wf1_recovery import Recovered
 from capstore.images.wf1_verify import verify
 from capstore.schema.errors import InvalidArgument, ReadOnly
-from capstore.tools.prove import examine
-from capstore.tools.prove.examine import Examiner
-from capstore.tools.prove.recording import begin, opened, record, seen
+from capstore.tools.prove.recording import record
 from capstore.tools.prove.running import workload_of
 from capstore.tools.prove.tracing import ImageDevice, Pieces
+from capstore.tools.prove.wf1_subject import SUBJECT
 
 S = SECTOR_BYTES
 SECTORS = 8
@@ -110,18 +109,23 @@ def test_a_device_that_is_not_to_be_written() -> None:
 
 @pytest.mark.parametrize("name", ["scenario-space-reused", "scenario-growth-lost", "random-7-20"])
 def test_verdicts_are_those_of_examining_each_state_by_itself(name: str) -> None:
-    examiner, workload = Examiner(), workload_of(name)
-    base, model = begin(workload)
-    recording = record(examiner.image(base), model, workload.parts[0])
+    examiner, workload = SUBJECT.examiner(), workload_of(SUBJECT, name)
+    base, model = SUBJECT.begin(workload)
+    recording = record(SUBJECT, examiner.image(base), model, workload.parts[0])
     count = 0
     for state in list(sector_states(recording.log, recording.base, samples=3))[::5]:
         first, last = recording.promised(state.at), recording.latest(state.at)
         verdict = examiner.judged(state.image, recording.moments, first, last)
         assert verdict.outcome.holds
-        assert verdict == examine.judged(bytes(state.image), recording.moments, first, last)
+        alone = SUBJECT.examiner()
+        image = alone.image(bytes(state.image))
+        assert verdict == alone.judged(image, recording.moments, first, last)
         # And what a device of bytes shows, which nothing is kept of.
         raw = bytes(state.image)
-        assert seen(opened(MemoryDevice(raw))) == recording.moments[verdict.moment].tree
+        assert (
+            SUBJECT.seen(SUBJECT.opened(MemoryDevice(raw)))
+            == recording.moments[verdict.moment].tree
+        )
         assert {f.where for f in verify(MemoryDevice(raw, read_only=True))} <= {"log"}
         count += 1
     assert count > 10
@@ -141,9 +145,9 @@ def test_all_that_recovery_finds_tells_states_apart() -> None:
         "log_bytes",
         "discarded",
     }
-    workload = workload_of("ace1-0")
-    device = RecordingDevice(MemoryDevice(begin(workload)[0]))
-    space = opened(device).space
+    workload = workload_of(SUBJECT, "ace1-0")
+    device = RecordingDevice(MemoryDevice(SUBJECT.begin(workload)[0]))
+    space = SUBJECT.opened(device).space
     assert isinstance(space, Space)
     assert set(vars(space)) == {"geometry", "grows", "_device", "use", "live", "_free"}
     assert set(Head.__dataclass_fields__) >= {"sequence", "next_node", "counts", "runs", "usage"}

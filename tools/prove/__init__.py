@@ -1,9 +1,9 @@
-"""``capstore prove``: what a crash may leave of a volume, state by state, and what is found there.
+"""``capstore prove``: what a crash may leave of an image, state by state, and what is found there.
 
 Invariants:
 
 * A workload is data (`capstore.tools.prove.workload`), the model of what it does a few dictionaries
-  (`capstore.tools.prove.model`), and its name alone makes it again.
+  (`capstore.tools.prove.wf1_model`, `st1_model`), and its name alone makes it again.
 * Every state that is examined has an id, ``WORKLOAD@STATE``, that replays it alone; a crash that
   follows upon a crash is ``WORKLOAD@STATE@STATE``.
 * The same arguments examine the same states with the same outcomes, on however many processors.

@@ -36,10 +36,11 @@ _LENGTHS: Final = (1, 2)
         "capstore prove wf1",
         "capstore prove wf1 --length 2 --states 1000000 --report proof.json --report proof.html",
         "capstore prove wf1 --replay ace1-0@epoch=1/first=1",
+        "capstore prove st1",
     )
 )
 def prove(
-    what: Annotated[str, typer.Argument(metavar="FORMAT", help="wf1.")],
+    what: Annotated[str, typer.Argument(metavar="FORMAT", help="wf1 or st1.")],
     ops: Annotated[
         int, typer.Option(min=1, max=10_000, help="Operations of a workload by chance.")
     ] = 25,
@@ -72,12 +73,15 @@ def prove(
     Workloads run on a device that records; every state that a crash may leave of it is opened and
     compared with what had been acknowledged. Engines with a precaution taken out must fail that.
     """
-    if what != "wf1":
-        raise typer.BadParameter(f'nothing is known about "{what}" (there is: wf1)')
+    from capstore.tools.prove.subject import FORMATS
+
+    if what not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise typer.BadParameter(f'nothing is known about "{what}" (there are: {known})')
     if length not in _LENGTHS:
         raise typer.BadParameter("a length is 1 or 2")
     if replay is not None:
-        _replay(replay, keep)
+        _replay(what, replay, keep)
         return
     from capstore.tools.prove.proof import Parameters
     from capstore.tools.prove.proof import prove as run
@@ -87,7 +91,7 @@ def prove(
     usual = Parameters.usual(first, ops, length, states)
     searches = tuple(map(_search, mode)) if mode else usual.searches
     print(f"seed {first}", flush=True)
-    asked = Parameters(first, ops, length, states, searches, processes)
+    asked = Parameters(first, ops, length, states, searches, processes, what)
     proof = run(asked, _Progress(quiet=quiet))
     for line in lines(proof):
         print(line)
@@ -108,10 +112,11 @@ def _search(text: str) -> Search:
     return exhaustive(int(found[2])) if found[2] else chance(int(found[3]))
 
 
-def _replay(state: str, keep: Path | None) -> None:
+def _replay(what: str, state: str, keep: Path | None) -> None:
     from capstore.tools.prove.running import replay_id
+    from capstore.tools.prove.subject import subject_of
 
-    image, workload, verdict = replay_id(state)
+    image, workload, verdict = replay_id(subject_of(what), state)
     print(f"steps     {workload}")
     print(f"outcome   {verdict.outcome.value} {verdict.detail}".rstrip())
     if keep is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Final
 
 from capstore.images.devices import MemoryDevice
@@ -22,28 +22,25 @@ from capstore.images.records import BLOCK_BYTES
 from capstore.schema.errors import Corrupt, StorageError, Unsupported
 from capstore.schema.nodes import Buffer
 from capstore.tools.prove.explore import Failure, Tally
-from capstore.tools.prove.recording import Moment, opened, record, seen, start
-from capstore.tools.prove.workload import steps
+from capstore.tools.prove.recording import Moment, record
+from capstore.tools.prove.subject import AnySubject
+from capstore.tools.prove.workload import Workload
 
-_STEPS: Final = steps(
-    "rename d/a e/a; write a 200 600 21; sync; symlink l d; link a b; checkpoint; create d/x;"
-    " append d/x 3000 22; sync; remove a; commit; append d/x 700 23; sync; mkdir f; rename e/a f/a;"
-    " sync"
-)
 _BITS: Final = 8
 
 
-@lru_cache(maxsize=1)
-def subject() -> tuple[bytes, Sequence[Moment]]:
-    """A small image of a volume that grows, and what it has shown until now."""
-    base, model = start(0)
-    recording = record(SectorImage(Sectors(), base), model, _STEPS)
+@cache
+def damaged_image(subject: AnySubject) -> tuple[bytes, Sequence[Moment]]:
+    """A small image, and what it has shown until now."""
+    work = subject.damage
+    base, model = subject.begin(Workload("damage", (), work.room))
+    recording = record(subject, SectorImage(Sectors(), base), model, work.steps)
     return apply_log(recording.log, base), recording.moments
 
 
-def used_places() -> list[int]:
+def used_places(subject: AnySubject) -> list[int]:
     """The offsets of bytes in blocks that are not all zeros."""
-    image, _ = subject()
+    image, _ = damaged_image(subject)
     return [
         at
         for block in range(0, len(image), BLOCK_BYTES)
@@ -52,43 +49,45 @@ def used_places() -> list[int]:
     ]
 
 
-def truncated(lengths: Iterable[int]) -> Tally:
+def truncated(subject: AnySubject, lengths: Iterable[int]) -> Tally:
     """Cuts the image off at each of the lengths."""
-    image, _ = subject()
+    image, _ = damaged_image(subject)
     tally = Tally()
     with memoryview(image) as view:
         for length in lengths:
-            _count(tally, "truncation", str(length), view[:length])
+            _count(subject, tally, "truncation", str(length), view[:length])
     return tally
 
 
-def flipped(bits: Iterable[int]) -> Tally:
+def flipped(subject: AnySubject, bits: Iterable[int]) -> Tally:
     """Turns each of the bits round, counted from the image's first."""
-    image, _ = subject()
+    image, _ = damaged_image(subject)
     tally, damaged = Tally(), bytearray(image)
     for bit in bits:
         at, mask = bit // _BITS, 1 << bit % _BITS
         damaged[at] ^= mask
-        _count(tally, "bit flip", str(bit), damaged)
+        _count(subject, tally, "bit flip", str(bit), damaged)
         damaged[at] ^= mask
     return tally
 
 
-def _count(tally: Tally, kind: str, name: str, image: Buffer) -> None:
-    outcome = _outcome(image)
+def _count(subject: AnySubject, tally: Tally, kind: str, name: str, image: Buffer) -> None:
+    outcome = _outcome(subject, image)
     tally.shapes["damage", kind, "damage", outcome] += 1
     if outcome not in ACCEPTED:
-        tally.fail(Failure(f"{kind} {name}", outcome, "", "; ".join(map(str, _STEPS))))
+        tally.fail(
+            Failure(f"{kind} {name}", outcome, "", "; ".join(map(str, subject.damage.steps)))
+        )
 
 
 # The words for what may be; "older" is a tree of an earlier moment.
 ACCEPTED: Final = frozenset(("refused", "refused where it is damaged", "older", "whole"))
 
 
-def _outcome(image: Buffer) -> str:
+def _outcome(subject: AnySubject, image: Buffer) -> str:
     device = RecordingDevice(MemoryDevice(image))
     try:
-        engine = opened(device)
+        engine = subject.opened(device)
     except (Corrupt, Unsupported):
         return "written to, and refused" if device.log else "refused"
     except StorageError as error:
@@ -96,12 +95,12 @@ def _outcome(image: Buffer) -> str:
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
         return f"foreign exception {error!r}"
     try:
-        tree = seen(engine)
+        tree = subject.seen(engine)
     except Corrupt:
         return "refused where it is damaged"
     except Exception as error:  # noqa: BLE001
         return f"foreign exception {error!r}"
-    _, moments = subject()
+    _, moments = damaged_image(subject)
     if tree == moments[-1].tree:
         return "whole"
     return "older" if any(moment.tree == tree for moment in moments) else "a wrong tree"

@@ -1,8 +1,8 @@
 """Going through the states that crashes leave of a workload, one after the other.
 
 Invariants: a state is chosen and examined by the workload, the search and its own place alone.
-After a crash the workload goes on with its next part, or with opening the volume and a few
-operations (`AFTER`), so that crashes during recovery are gone through as well.
+After a crash the workload goes on with its next part, or with opening the image and a few
+operations (`Subject.after`), so that crashes during recovery are gone through as well.
 """
 
 from __future__ import annotations
@@ -13,24 +13,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from capstore.images.faults import Flush, Mode, replay
 from capstore.images.faults_image import SectorImage
 from capstore.images.faults_states import SectorState, sector_states
 from capstore.schema.errors import InvalidArgument, StorageError
-from capstore.tools.prove.examine import Examiner, Outcome, Verdict
-from capstore.tools.prove.model import Model
-from capstore.tools.prove.recording import Disagreement, Recording, begin, record
-from capstore.tools.prove.workload import Step, Workload, steps
+from capstore.tools.prove.examine import Outcome, Verdict
+from capstore.tools.prove.recording import Disagreement, Recording, record
+from capstore.tools.prove.subject import AnySubject
+from capstore.tools.prove.workload import Step, Workload
 
-# What is done with a volume after a crash that ends a workload.
-AFTER: Final = (
-    steps("create z; append z 700 9001; commit; rename z a; sync"),
-    steps("create z; sync; append z 5000 9001; checkpoint; remove z; sync"),
-    steps("symlink z z; commit; clean; sync"),
-    steps("create z; append z 700 9001; commit; rename z s; sync"),
-)
 _FAILURES_KEPT_MAX: Final = 20
 
 
@@ -118,8 +111,9 @@ class Tally:
 class Explorer:
     """Goes through workloads that have states in common, and examines none of these twice."""
 
-    def __init__(self) -> None:
-        self._examiner = Examiner()
+    def __init__(self, subject: AnySubject) -> None:
+        self._subject = subject
+        self._examiner = subject.examiner()
         self._known: dict[tuple[int, bytes, tuple[int, ...]], Verdict] = {}
 
     def explore(self, workload: Workload, searches: Sequence[Search]) -> Tally:
@@ -132,7 +126,7 @@ class Explorer:
 
     def first_life(self, tally: Tally, workload: Workload) -> Recording | None:
         """What the workload does before there is a crash; None if that failed, which is counted."""
-        base, model = begin(workload)
+        base, model = self._subject.begin(workload)
         image = self._examiner.image(base)
         return self._recorded(tally, workload, workload.name, image, model, 0)
 
@@ -143,17 +137,22 @@ class Explorer:
         for search in searches:
             self._life(tally, workload, search, workload.name, recording, 0)
 
-    @staticmethod
     def _recorded(
-        tally: Tally, workload: Workload, at: str, image: SectorImage, model: Model, depth: int
+        self, tally: Tally, workload: Workload, at: str, image: SectorImage, model: Any, depth: int
     ) -> Recording | None:
-        """One life of the volume, which begins at the state `at`."""
+        """One life of the image, which begins at the state `at`."""
         try:
-            return record(image, model, part_of(workload, depth), depth)
-        except (StorageError, Disagreement) as error:
-            outcome = "disagreement" if isinstance(error, Disagreement) else "failed"
-            tally.fail(Failure(at, outcome, repr(error), str(workload)))
-            return None
+            return record(
+                self._subject, image, model, part_of(self._subject, workload, depth), depth
+            )
+        except Disagreement as error:
+            outcome, detail = "disagreement", str(error)
+        except StorageError as error:
+            outcome, detail = "failed", repr(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+            outcome, detail = Outcome.FOREIGN.value, repr(error)
+        tally.fail(Failure(at, outcome, detail, str(workload)))
+        return None
 
     def _life(
         self,
@@ -247,29 +246,33 @@ class _Epoch:
         return cls(at, first, last, recording.marks(first, last), phase)
 
 
-def explore(workload: Workload, *searches: Search) -> Tally:
+def explore(subject: AnySubject, workload: Workload, *searches: Search) -> Tally:
     """Examines the states of one workload."""
-    return Explorer().explore(workload, searches)
+    return Explorer(subject).explore(workload, searches)
 
 
-def part_of(workload: Workload, depth: int) -> tuple[Step, ...]:
+def part_of(subject: AnySubject, workload: Workload, depth: int) -> tuple[Step, ...]:
     """What is done after so many crashes."""
     if depth < len(workload.parts):
         return workload.parts[depth]
-    return AFTER[zlib.crc32(f"{workload.name} {depth}".encode()) % len(AFTER)]
+    after = subject.after
+    return tuple(after[zlib.crc32(f"{workload.name} {depth}".encode()) % len(after)])
 
 
-def replayed(workload: Workload, states: list[str]) -> tuple[bytes, Recording, Verdict]:
+def replayed(
+    subject: AnySubject, workload: Workload, states: list[str]
+) -> tuple[bytes, Recording, Verdict]:
     """The image that is left by these crashes in a row, the recording it is of, and what it is.
 
     Raises `InvalidArgument` for what is no state of the workload.
     """
-    examiner = Examiner()
-    image, model = begin(workload)
+    examiner = subject.examiner()
+    image, model = subject.begin(workload)
     if not states:
         raise InvalidArgument("an id names a workload and at least one state")
     for depth, state in enumerate(states):
-        recording = record(examiner.image(image), model, part_of(workload, depth), depth)
+        part = part_of(subject, workload, depth)
+        recording = record(subject, examiner.image(image), model, part, depth)
         image = replay(recording.log, image, state)
         epoch = _Epoch.of(recording, _at(recording, state), depth)
         left = examiner.image(image)
@@ -288,7 +291,6 @@ def _at(recording: Recording, state: str) -> int:
 
 
 __all__ = [
-    "AFTER",
     "LINEAR",
     "Explorer",
     "Failure",

@@ -1,8 +1,8 @@
 """Real processes that are killed, on a real file.
 
-A process works on a volume and says what is durable (`capstore.tools.prove.load`); SIGKILL ends it
+A process works on an image and says what is durable (`capstore.tools.prove.load`); SIGKILL ends it
 at a moment by chance, or at the n-th of a kind of system call, by strace's fault injection.  The
-volume then has to hold what was said, and nothing that was not done: of each stream of steps the
+image then has to hold what was said, and nothing that was not done: of each stream of steps the
 tree of one moment.
 
 Invariants: the file is looked at only when the process is gone.  SIGKILL takes nothing out of the
@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -25,11 +25,11 @@ from typing import Final, Self
 
 from capstore.images.devices import MemoryDevice
 from capstore.schema.errors import StorageError
-from capstore.tools.prove.examine import Outcome, Verdict, judged, shown
+from capstore.tools.prove.examine import Outcome, Verdict, shown
 from capstore.tools.prove.explore import Failure, Tally
-from capstore.tools.prove.load import DONE, FAILED, OPERATIONS, Stream, clients, make, mixed
-from capstore.tools.prove.model import Model
-from capstore.tools.prove.recording import Moment, opened, seen
+from capstore.tools.prove.load import DONE, FAILED, OPERATIONS, Load, Stream
+from capstore.tools.prove.recording import Moment
+from capstore.tools.prove.subject import AnySubject
 
 # The system calls that change a file.
 CALLS: Final = ("pwrite64", "fdatasync", "ftruncate", "fallocate")
@@ -37,40 +37,6 @@ _SECONDS_MAX: Final = 120.0
 # How long after a word a worker is killed, at most: about as long as until the next one.
 _SECONDS_AFTER_MAX: Final = 0.005
 _READ_BYTES: Final = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What a kind of process does: the steps of `streams`, which are of a seed, in `module`.
-
-    `calls` are about how many of each system call one of its threads has made by the end.
-    """
-
-    name: str
-    module: str
-    streams: Callable[[int, int], list[Stream]]
-    calls: Mapping[str, int]
-
-    def words(self, seed: int) -> int:
-        """How many promises a worker makes."""
-        return sum(stream.promises for stream in self.streams(seed, OPERATIONS))
-
-
-LOADS: Final = (
-    Load(
-        "engine",
-        "capstore.tools.prove.worker",
-        mixed,
-        {"pwrite64": 900, "fdatasync": 250, "ftruncate": 6, "fallocate": 60},
-    ),
-    Load(
-        "backer",
-        "capstore.tools.prove.backer_worker",
-        clients,
-        {"pwrite64": 150, "fdatasync": 70, "ftruncate": 2, "fallocate": 7},
-    ),
-)
-ENGINE, BACKER = LOADS
 
 
 def why_no_strace() -> str | None:
@@ -103,7 +69,7 @@ class Killed:
 
 
 class Worker:
-    """A process that works on the volume in `image`; killed when the block ends, if not before."""
+    """A process that works on the image in `image`; killed when the block ends, if not before."""
 
     def __init__(self, load: Load, image: Path, seed: int, prefix: Sequence[str] = ()) -> None:
         command = [*prefix, sys.executable, "-m", load.module, str(image), str(seed)]
@@ -170,7 +136,7 @@ class Worker:
 def kill_by_chance(folder: Path, load: Load, seed: int) -> tuple[Killed, Verdict]:
     """One worker, killed at a moment by chance."""
     image = folder / f"{load.name}-chance-{seed}"
-    make(str(image))
+    load.make(str(image))
     with Worker(load, image, seed) as worker:
         worker.wait_for_chance(load, seed)
         killed = worker.kill()
@@ -182,7 +148,7 @@ def kill_at_call(
 ) -> tuple[Killed, Verdict]:
     """One worker, killed when a thread of it enters its `number`-th system call of a kind."""
     image = folder / f"{load.name}-{call}-{number}-{seed}"
-    make(str(image))
+    load.make(str(image))
     inject = f"inject={call}:signal=KILL:when={number}"
     prefix = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject]
     with Worker(load, image, seed, prefix) as worker:
@@ -192,23 +158,25 @@ def kill_at_call(
 
 
 def compared(image: Path, load: Load, seed: int, killed: Killed) -> Verdict:
-    """Whether the volume holds what was said to be durable, or more of the same load."""
+    """Whether the image holds what was said to be durable, or more of the same load."""
     if killed.error:
         return Verdict(Outcome.FOREIGN, killed.error)
-    return compared_with(image.read_bytes(), load.streams(seed, OPERATIONS), killed)
+    return compared_with(load.subject, image.read_bytes(), load.streams(seed, OPERATIONS), killed)
 
 
-def compared_with(image: bytes, streams: Sequence[Stream], killed: Killed) -> Verdict:
+def compared_with(
+    subject: AnySubject, image: bytes, streams: Sequence[Stream], killed: Killed
+) -> Verdict:
     """Whether of each stream there is what was durable, or more of it, and nothing else."""
     try:
-        tree = seen(opened(MemoryDevice(image), writable=False))
+        tree = subject.seen(subject.opened(MemoryDevice(image), writable=False))
     except StorageError as error:
         return Verdict(Outcome.UNOPENED, repr(error))
-    outcome, strange = Outcome.PROMISED, set(tree)
+    outcome, strange = Outcome.PROMISED, tree.keys() - subject.aside
     for number, stream in enumerate(streams):
         steps = len(stream.steps) if killed.done else killed.durable.get(number, 0)
         moments, needed = stream.moments(steps)
-        mine = stream.part_of(tree)
+        mine = stream.mine(tree)
         strange -= mine.keys()
         verdict = shown(mine, moments, needed, len(moments) - 1)
         if not verdict.outcome.holds:
@@ -217,16 +185,17 @@ def compared_with(image: bytes, streams: Sequence[Stream], killed: Killed) -> Ve
             outcome = Outcome.FURTHER
     if strange:
         return Verdict(Outcome.INVENTED, f"nobody's: {', '.join(sorted(strange))[:200]}")
-    verdict = judged(image, [Moment(0, Model(), tree)], 0, 0)
+    examiner = subject.examiner()
+    verdict = examiner.judged(examiner.image(image), [Moment(0, None, tree)], 0, 0)
     return Verdict(outcome) if verdict.outcome.holds else verdict
 
 
-def kill(folder: Path, seed: int, times: int) -> Tally:
+def kill(folder: Path, loads: Sequence[Load], seed: int, times: int) -> Tally:
     """So many workers of each load killed by chance, and as many at each kind of system call if
     that can be."""
     tally = Tally()
     calls = () if why_no_strace() else CALLS
-    for load in LOADS:
+    for load in loads:
         for mine in range(seed, seed + times):
             _, verdict = kill_by_chance(folder, load, mine)
             name = f"{load.name}, killed by chance"

@@ -2,7 +2,7 @@
 
 ``EXT4_IOC_SHUTDOWN`` with ``EXT4_GOING_FLAGS_NOLOGFLUSH`` stops the filesystem as a cut does: what
 is in the host's cache, the journal's running transaction included, never reaches the device.  After
-mounting again the volume has to hold what was said to be durable.
+mounting again the image has to hold what was said to be durable.
 
 Invariants: needs root, loop devices and mkfs.ext4, and says which is missing.  What was mounted is
 unmounted whatever happens.
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from capstore.tools.prove.examine import Verdict
-from capstore.tools.prove.kill import Killed, Load, Worker, compared_with
-from capstore.tools.prove.load import OPERATIONS, make
+from capstore.tools.prove.kill import Killed, Worker, compared_with
+from capstore.tools.prove.load import OPERATIONS, Load
 
 _SHUTDOWN: Final = 0x8004587D
 _NO_LOG_FLUSH: Final = 2
@@ -52,7 +52,7 @@ def cut_power(folder: Path, load: Load, seed: int) -> tuple[Killed, Verdict]:
     disk, mount = _disk(folder), folder / "mount"
     try:
         with _mounted(disk, mount):
-            make(str(mount / "image"))
+            load.make(str(mount / "image"))
             os.sync()
             with Worker(load, mount / "image", seed) as worker:
                 worker.wait_for_chance(load, seed)
@@ -61,7 +61,7 @@ def cut_power(folder: Path, load: Load, seed: int) -> tuple[Killed, Verdict]:
         with _mounted(disk, mount):
             # A worker that was told of the failure before it was killed has said so.
             image = (mount / "image").read_bytes()
-        return killed, compared_with(image, load.streams(seed, OPERATIONS), killed)
+        return killed, compared_with(load.subject, image, load.streams(seed, OPERATIONS), killed)
     finally:
         disk.unlink()
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from capstore.tools.prove.canaries import CANARIES, caught
+from capstore.tools.prove.canaries import caught
 from capstore.tools.prove.countdown import count_down
-from capstore.tools.prove.damage import flipped, subject, truncated, used_places
+from capstore.tools.prove.damage import damaged_image, flipped, truncated, used_places
 from capstore.tools.prove.explore import Failure, Search, Tally, chance, exhaustive
-from capstore.tools.prove.kill import LOADS, count, kill, why_no_strace
+from capstore.tools.prove.kill import count, kill, why_no_strace
 from capstore.tools.prove.power import cut_power, why_no_power_cut
 from capstore.tools.prove.running import (
     ace_names,
@@ -28,12 +28,14 @@ from capstore.tools.prove.running import (
     scenario_names,
     workload_of,
 )
+from capstore.tools.prove.subject import AnySubject, subject_of
 
 STATES: Final = 20_000
 # How many workloads by chance are got ready for each state that is asked for.
 _CHANCE_SHARE: Final = 100
 _COUNTED_DOWN: Final = 8
 _DAMAGED: Final = 2000
+_HISTORIES: Final = 20
 _KILLS: Final = 4
 _POWER_CUTS: Final = 2
 
@@ -48,6 +50,12 @@ class Parameters:
     states_max: int
     searches: tuple[Search, ...]
     processes: int = 0
+    format: str = "wf1"
+
+    @property
+    def subject(self) -> AnySubject:
+        """What is proved."""
+        return subject_of(self.format)
 
     @classmethod
     def usual(cls, seed: int, operations: int, length: int, states_max: int) -> Parameters:
@@ -83,6 +91,7 @@ def prove(parameters: Parameters, progress: Progress = lambda what, states, fail
         ("crashes", _crashes),
         ("failing devices", _devices),
         ("damaged images", _damage),
+        ("histories", _histories),
         ("processes", _processes),
         ("power cuts", _power),
     )
@@ -100,23 +109,25 @@ def prove(parameters: Parameters, progress: Progress = lambda what, states, fail
 
 
 def _canaries(proof: Proof, said: Callable[[Tally], None]) -> None:
-    for canary in CANARIES:
-        proof.canaries.append((canary.name, caught(canary)))
+    subject = proof.parameters.subject
+    for canary in subject.canaries():
+        proof.canaries.append((canary.name, caught(subject, canary)))
         said(Tally())
 
 
 def _crashes(proof: Proof, said: Callable[[Tally], None]) -> None:
     asked = proof.parameters
-    first = scenario_names() + ace_names(1)
+    subject = asked.subject
+    first = scenario_names(subject) + ace_names(subject, 1)
     rest = chance_names(asked.seed, max(1, asked.states_max // _CHANCE_SHARE), asked.operations)
-    whole = chunks(first, asked.searches)
+    whole = chunks(subject, first, asked.searches)
     if asked.length > 1:
-        whole += chunks(ace_names(2), asked.searches)
+        whole += chunks(subject, ace_names(subject, 2), asked.searches)
     else:
-        rest += ace_names(2)
+        rest += ace_names(subject, 2)
     tally = run(whole, processes=asked.processes, progress=said)
     if (left := asked.states_max - tally.states) > 0:
-        sampled = chunks(rest, asked.searches, asked.seed)
+        sampled = chunks(subject, rest, asked.searches, asked.seed)
         before = Tally()
         before.add(tally)
 
@@ -132,26 +143,36 @@ def _crashes(proof: Proof, said: Callable[[Tally], None]) -> None:
 
 def _devices(proof: Proof, said: Callable[[Tally], None]) -> None:
     random = Random(f"devices {proof.parameters.seed}")  # noqa: S311 - the same each time
-    names = random.sample([*scenario_names(), *ace_names(1)], _COUNTED_DOWN)
+    subject = proof.parameters.subject
+    names = random.sample([*scenario_names(subject), *ace_names(subject, 1)], _COUNTED_DOWN)
     for name in names:
-        proof.tally.add(count_down(workload_of(name)))
+        proof.tally.add(count_down(subject, workload_of(subject, name)))
         said(Tally())
 
 
 def _damage(proof: Proof, said: Callable[[Tally], None]) -> None:
     random = Random(f"damage {proof.parameters.seed}")  # noqa: S311 - the same each time
-    length = len(subject()[0])
-    proof.tally.add(truncated(sorted(random.sample(range(length), _DAMAGED))))
-    places = random.sample(used_places(), _DAMAGED)
-    proof.tally.add(flipped(8 * at + random.randrange(8) for at in places))
+    subject = proof.parameters.subject
+    length = len(damaged_image(subject)[0])
+    proof.tally.add(truncated(subject, sorted(random.sample(range(length), _DAMAGED))))
+    places = random.sample(used_places(subject), _DAMAGED)
+    proof.tally.add(flipped(subject, (8 * at + random.randrange(8) for at in places)))
+    said(Tally())
+
+
+def _histories(proof: Proof, said: Callable[[Tally], None]) -> None:
+    tally = proof.parameters.subject.histories(proof.parameters.seed, _HISTORIES)
+    if tally is not None:
+        proof.tally.add(tally)
     said(Tally())
 
 
 def _processes(proof: Proof, said: Callable[[Tally], None]) -> None:
     if (reason := why_no_strace()) is not None:
         proof.skipped.append(f"killing at chosen system calls: {reason}")
+    asked = proof.parameters
     with tempfile.TemporaryDirectory() as folder:
-        proof.tally.add(kill(Path(folder), proof.parameters.seed, _KILLS))
+        proof.tally.add(kill(Path(folder), asked.subject.loads, asked.seed, _KILLS))
     said(Tally())
 
 
@@ -163,7 +184,7 @@ def _power(proof: Proof, said: Callable[[Tally], None]) -> None:
             return
         tally = Tally()
         for seed in range(proof.parameters.seed, proof.parameters.seed + _POWER_CUTS):
-            for load in LOADS:
+            for load in proof.parameters.subject.loads:
                 _, verdict = cut_power(folder, load, seed)
                 kind = f"{load.name}, power cut"
                 count(tally, kind, f"{kind}, seed {seed}", verdict)

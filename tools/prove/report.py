@@ -22,6 +22,7 @@ _BAD: Final = "#c0392b"
 _COLOURS: Final = {
     Outcome.PROMISED.value: _GOOD,
     Outcome.FURTHER.value: _PART,
+    "linearizable": _GOOD,
     "whole": _GOOD,
     "older": _PART,
     "refused": _REFUSED,
@@ -44,7 +45,7 @@ def as_json(proof: Proof) -> dict[str, Any]:
     """The report as what JSON can hold."""
     asked, tally = proof.parameters, proof.tally
     return {
-        "format": "wf1",
+        "format": asked.format,
         "parameters": {
             "seed": asked.seed,
             "operations": asked.operations,
@@ -107,6 +108,7 @@ _FAMILIES: Final = {
 _OTHERS: Final = {
     "countdown": "failing device",
     "damage": "damaged image",
+    "histories": "histories",
     "processes": "process",
 }
 _Groups = dict[tuple[str, str], Counter[str]]
@@ -143,6 +145,10 @@ def _damages(family: str, phase: str, _: str) -> tuple[str, str] | None:
     return (_name(family), phase) if family in ("countdown", "damage") else None
 
 
+def _histories(family: str, phase: str, _: str) -> tuple[str, str] | None:
+    return ("", phase) if family == "histories" else None
+
+
 def _processes(family: str, phase: str, _: str) -> tuple[str, str] | None:
     who, _, how = phase.partition(", ")
     return (who, how) if family == "processes" else None
@@ -154,8 +160,9 @@ def as_html(proof: Proof) -> str:
     searches = ", ".join(search.name for search in asked.searches)
     caught = sum(1 for _, failure in proof.canaries if failure)
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>capstore prove wf1</title>",
-        f"<style>{_STYLE}</style><h1>CAPOSWF1 against crashes</h1>",
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        f"<title>capstore prove {asked.format}</title>",
+        f"<style>{_STYLE}</style><h1>{asked.subject.title} against crashes</h1>",
         (
             f"<p><b>{tally.states:,}</b> states of {tally.workloads:,} workloads were examined;"
             f" lost: <b>{tally.failed}</b>. {tally.repeated:,} were met before with the same"
@@ -169,6 +176,7 @@ def as_html(proof: Proof) -> str:
         _section("Crashes, by what was being done", _grouped(proof, _crashes)),
         _section("Crashes, by how the state was chosen", _grouped(proof, _modes)),
         _section("Failing devices, damaged images", _grouped(proof, _damages)),
+        _section("Histories of clients that work at once", _grouped(proof, _histories)),
         _section("Processes, by what they work through", _grouped(proof, _processes)),
         "<h2>Canaries</h2><table>",
     ]

@@ -18,11 +18,9 @@ from random import Random
 from typing import Final
 
 from capstore.schema.errors import InvalidArgument
-from capstore.tools.prove.ace import length_1, length_2
-from capstore.tools.prove.chance import chance_workload
 from capstore.tools.prove.examine import Verdict
 from capstore.tools.prove.explore import Explorer, Search, Tally, replayed
-from capstore.tools.prove.scenarios import SCENARIOS, scenario
+from capstore.tools.prove.subject import AnySubject, subject_of
 from capstore.tools.prove.workload import Workload
 
 OPERATIONS: Final = 25
@@ -33,32 +31,32 @@ _GARBAGE: Final = 50_000
 _NAME: Final = re.compile(r"(ace1|ace2|random|scenario)-([a-z0-9-]{1,80})", re.ASCII)
 
 
-def workload_of(name: str) -> Workload:
+def workload_of(subject: AnySubject, name: str) -> Workload:
     """The workload of a name.  Raises `InvalidArgument`."""
     found = _NAME.fullmatch(name)
     try:
         match found[1] if found else "", found[2] if found else "":
             case "ace1", number:
-                return length_1()[int(number)]
+                return subject.ace(1)[int(number)]
             case "ace2", number:
-                return length_2()[int(number)]
+                return subject.ace(2)[int(number)]
             case "scenario", word:
-                return scenario(word)
+                return subject.scenario(word)
             case "random", numbers:
                 seed, _, operations = numbers.partition("-")
-                return chance_workload(int(seed), int(operations))
+                return subject.chance(int(seed), int(operations))
     except (KeyError, IndexError, ValueError):
         pass
     raise InvalidArgument(f'no workload "{name}"')
 
 
-def replay_id(text: str) -> tuple[bytes, Workload, Verdict]:
+def replay_id(subject: AnySubject, text: str) -> tuple[bytes, Workload, Verdict]:
     """The image of the state with this id, its workload, and what is found there.
 
     Raises `InvalidArgument`."""
     name, *states = text.split("@epoch=")
-    workload = workload_of(name)
-    image, _, verdict = replayed(workload, [f"epoch={state}" for state in states])
+    workload = workload_of(subject, name)
+    image, _, verdict = replayed(subject, workload, [f"epoch={state}" for state in states])
     return image, workload, verdict
 
 
@@ -66,32 +64,37 @@ def replay_id(text: str) -> tuple[bytes, Workload, Verdict]:
 class Chunk:
     """Workloads that one process goes through."""
 
+    format: str
     names: tuple[str, ...]
     searches: tuple[Search, ...]
 
     def __call__(self) -> Tally:
         """What became of them."""
-        explorer, tally = Explorer(), Tally()
+        subject = subject_of(self.format)
+        explorer, tally = Explorer(subject), Tally()
         for name in self.names:
-            tally.add(explorer.explore(workload_of(name), self.searches))
+            tally.add(explorer.explore(workload_of(subject, name), self.searches))
         return tally
 
 
 def chunks(
-    names: Sequence[str], searches: Iterable[Search], seed: int | None = None
+    subject: AnySubject,
+    names: Sequence[str],
+    searches: Iterable[Search],
+    seed: int | None = None,
 ) -> list[Chunk]:
     """The work cut up; in an order by chance if there is a seed, for runs that end early."""
     ways = tuple(searches)
     groups = [tuple(names[at : at + _CHUNK]) for at in range(0, len(names), _CHUNK)]
-    made = [Chunk(group, ways) for group in groups]
+    made = [Chunk(subject.name, group, ways) for group in groups]
     if seed is not None:
         Random(seed).shuffle(made)  # noqa: S311 - the same each time
     return made
 
 
-def ace_names(length: int) -> list[str]:
+def ace_names(subject: AnySubject, length: int) -> list[str]:
     """The names of all workloads of this length."""
-    return [workload.name for workload in (length_1() if length == 1 else length_2())]
+    return [workload.name for workload in subject.ace(length)]
 
 
 def chance_names(seed: int, count: int, operations: int = OPERATIONS) -> list[str]:
@@ -99,9 +102,9 @@ def chance_names(seed: int, count: int, operations: int = OPERATIONS) -> list[st
     return [f"random-{seed + n}-{operations}" for n in range(count)]
 
 
-def scenario_names() -> list[str]:
+def scenario_names(subject: AnySubject) -> list[str]:
     """The names of all scenarios."""
-    return [f"scenario-{name}" for name in SCENARIOS]
+    return [f"scenario-{name}" for name in subject.scenarios]
 
 
 def run(

@@ -1,4 +1,5 @@
-"""A process to be killed: ``python -m capstore.tools.prove.backer_worker IMAGE SEED OPERATIONS``.
+"""A process to be killed: ``python -m capstore.tools.prove.wf1_backer_worker``, with the arguments
+of `wf1_worker`.
 
 Each client is a task that works through the backer: one writer that all of them wait for, syncs
 that share a flush, work beside operations, threads.  See `capstore.tools.prove.load` for what it
@@ -23,8 +24,10 @@ from capstore.backers.node import (
 )
 from capstore.backers.wf1 import Wf1Volume
 from capstore.schema.errors import Corrupt, NoSpace, StorageError, StorageIOError
-from capstore.tools.prove.load import DONE, FAILED, READY, Stream, clients, say
-from capstore.tools.prove.workload import DURABLE, Step, content
+from capstore.tools.prove.load import DONE, FAILED, READY, Stream, say
+from capstore.tools.prove.wf1_load import clients
+from capstore.tools.prove.wf1_steps import DURABLE
+from capstore.tools.prove.workload import Step, content
 
 
 class Client:

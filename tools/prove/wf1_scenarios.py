@@ -112,7 +112,7 @@ _TEXTS: Final = {
 _OVER_ANOTHER: Final = frozenset(("log-of-another-volume",))
 # How many segments a volume has beside those it needs, where the rule is not enough; 0 for one that
 # grows.
-_SPARE_SEGMENTS: Final = {
+_ROOM: Final = {
     "growth-lost": 0,
     "growth-of-the-log-lost": 0,
     "crashed-checkpoints-in-a-row": 2,
@@ -123,8 +123,8 @@ _SPARE_SEGMENTS: Final = {
 def scenario(name: str) -> Workload:
     """The workload ``scenario-NAME``; raises KeyError."""
     parts = parts_of(steps(_TEXTS[name]))
-    spare = _SPARE_SEGMENTS.get(name, 4)
-    return Workload(f"scenario-{name}", parts, spare, over_another=name in _OVER_ANOTHER)
+    room = _ROOM.get(name, 4)
+    return Workload(f"scenario-{name}", parts, room, over_another=name in _OVER_ANOTHER)
 
 
 SCENARIOS: Final = tuple(_TEXTS)

@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
-from capstore.tools.prove.model import Model, Refused
-from capstore.tools.prove.recording import start
-from capstore.tools.prove.workload import Step, Workload, to_model
+from capstore.tools.prove.subject import Refused
+from capstore.tools.prove.wf1_model import Model
+from capstore.tools.prove.wf1_start import start
+from capstore.tools.prove.wf1_steps import to_model
+from capstore.tools.prove.workload import Step, Workload
 
 PATHS: Final = ("a", "b", "d", "d/a", "d/b", "e", "e/a", "s")
 # Offset and length: at the beginning, in the middle across a sector, a block, all that is there,

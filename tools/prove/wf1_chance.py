@@ -13,17 +13,11 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
-from capstore.tools.prove.model import File, Item, Model, Refused
-from capstore.tools.prove.recording import start
-from capstore.tools.prove.workload import (
-    CRASH,
-    DURABLE,
-    KEEPING,
-    Step,
-    Workload,
-    parts_of,
-    to_model,
-)
+from capstore.tools.prove.subject import Refused
+from capstore.tools.prove.wf1_model import File, Item, Model
+from capstore.tools.prove.wf1_start import start
+from capstore.tools.prove.wf1_steps import DURABLE, KEEPING, to_model
+from capstore.tools.prove.workload import CRASH, Step, Workload, parts_of
 
 _NAMES: Final = ("a", "b", "c")
 _DEPTH_MAX: Final = 3
@@ -32,7 +26,7 @@ _LARGE: Final = 200_000
 _OFFSETS: Final = (0, 3, 512, 600, 70_000)
 _CUTS: Final = (0, 2, 500, 512, 4000, 100_000)
 # How many segments a volume has beside those it needs; 0 for one that grows.
-_SPARE_SEGMENTS: Final = (2, 4, 4, 8, 0)
+_ROOM_SEGMENTS: Final = (2, 4, 4, 8, 0)
 # What is never turned off, and how often operations are done.
 _WEIGHTS: Final = {
     "create": 4,
@@ -69,8 +63,8 @@ def chance_workload(seed: int, operations: int) -> Workload:
     optional = [op for op in _WEIGHTS if op not in _ALWAYS]
     off = set(random.sample(optional, random.randrange(len(optional))))
     weights = {op: weight for op, weight in _WEIGHTS.items() if op not in off}
-    spare = random.choice(_SPARE_SEGMENTS)
-    model = start(spare)[1].copy()
+    room = random.choice(_ROOM_SEGMENTS)
+    model = start(room)[1].copy()
     made: list[Step] = []
     while len(made) < operations:
         op = random.choices(list(weights), list(weights.values()))[0]
@@ -79,7 +73,7 @@ def chance_workload(seed: int, operations: int) -> Workload:
             made.append(step)
     if made[-1].op not in DURABLE:
         made.append(Step("sync"))
-    return Workload(name, parts_of(made), spare)
+    return Workload(name, parts_of(made), room)
 
 
 def _possible(random: Random, model: Model, op: str, number: int) -> Step | None:

@@ -8,14 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# What a tree looks like from outside, by path: "d"; or "l" or "f", a link's target or a file's
-# bytes, whether that is executable, how many names it has, and which of them is the first.
-Leaf = tuple[str | bytes | int, ...]
-Tree = dict[str, Leaf]
-
-
-class Refused(Exception):
-    """The operation cannot be, as things are."""
+from capstore.tools.prove.subject import Leaf, Refused, Tree
 
 
 @dataclass(eq=False)
@@ -141,7 +134,8 @@ class Model:
     # Looking -------------------------------------------------------------------------------------
 
     def tree(self) -> Tree:
-        """All of it, to compare."""
+        """What a tree looks like from outside, by path: "d"; or "l" or "f", a link's target or a
+        file's bytes, whether that is executable, how many names it has, and which is the first."""
         found: list[tuple[str, Item]] = []
         _walk(self.root, "", found)
         names: dict[int, list[str]] = {}
