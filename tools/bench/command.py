@@ -74,7 +74,7 @@ def bench(
     only: Annotated[
         str, typer.Option(metavar="GLOB", help="Only the cases whose names match.")
     ] = "*",
-    quick: Annotated[bool, typer.Option("--quick", help="Within a minute, less exact.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller, sooner, less exact.")] = False,
     seed: Annotated[int, typer.Option(help="Of the files and of the order of calls.")] = 1,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="How often each contestant has its turn.")
