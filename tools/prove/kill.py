@@ -123,6 +123,10 @@ class Worker:
         self.wait_for(random.randrange(load.words(seed)))
         self.listen(random.random() * _SECONDS_AFTER_MAX)
 
+    def said(self) -> Killed:
+        """What it has said until now."""
+        return Killed.of(self.lines)
+
     def kill(self) -> Killed:
         """Ends it with SIGKILL, and takes in the rest of what it said."""
         if self._process.stdout is not None and not self._process.stdout.closed:
@@ -130,7 +134,7 @@ class Worker:
             self.listen(_SECONDS_MAX)
             self._process.stdout.close()
             self._process.wait()
-        return Killed.of(self.lines)
+        return self.said()
 
 
 def kill_by_chance(folder: Path, load: Load, seed: int) -> tuple[Killed, Verdict]:
