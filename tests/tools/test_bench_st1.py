@@ -85,6 +85,7 @@ def run(*arguments: str) -> str:
 # Cases -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_every_case_runs_beside_its_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A process for each would take most of the time; one case is run over the wire below.
     local = [

@@ -80,6 +80,7 @@ def run(*arguments: str) -> str:
     return result.output
 
 
+@pytest.mark.long
 def test_every_case_runs_beside_its_rivals(tmp_path: Path) -> None:
     printed = run("--only", "wf1-*", "--json", str(tmp_path / "report.json"))
 
