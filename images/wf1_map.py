@@ -1,7 +1,7 @@
 """The map of a CAPOSWF1 image: superblocks, tables, log, and what is live, dead and free.
 
-Invariants: regions ascend and are disjoint; what is live is told by blocks, as extents say, and all
-else in a segment of data is dead.  Memory is some bytes for each extent.
+Invariants: those of `capstore.images.segment_map`; what is live is told by blocks, as extents say.
+Memory is some bytes for each extent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from capstore.images import wf1
 from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES, WF1_EXTENT, WF1_NODE
-from capstore.images.segments import DATA, LOG, TABLE
+from capstore.images.segment_map import SegmentMap, Stretches, joined
 from capstore.images.tree import Region
 from capstore.images.wf1_content import all_extents
 from capstore.images.wf1_recovery import Recovered
@@ -32,79 +32,23 @@ def regions(device: BlockDevice, found: Recovered) -> Iterator[Region]:
     """All of the image, from its first superblock on; what is in front of it is not its own."""
     for slot, lba in enumerate(wf1.SUPERBLOCK_LBAS):
         yield Region(lba * BLOCK_BYTES, BLOCK_BYTES, "superblock", f"superblock {slot}")
-    space, geometry = found.space, found.space.geometry
-    size = geometry.segment_bytes
-    live = _live(found)
-    for segment, use in enumerate(space.use):
-        start = geometry.start(segment)
-        if use == DATA:
-            yield from _data(live, start, start + size, segment)
-        elif use == TABLE:
-            yield from _tables(found, segment)
-        elif use == LOG:
-            yield from _log(found, segment)
-        else:
-            yield Region(start, size, "free", f"segment {segment}")
-    end = wf1.region_end(found.superblock, device.size())
-    if end > (behind := geometry.start(space.count)):
-        yield Region(behind, end - behind, "unused", "behind the last segment")
-
-
-def _data(live: Parts, start: int, end: int, segment: int) -> Iterator[Region]:
-    """What is live between two offsets, which is some of `live`, and what is dead."""
-    label = f"segment {segment}"
-    first, last = np.searchsorted(live[:, 0], (start, end)).tolist()
-    at = start
-    for low, high in live[first:last].tolist():
-        if low > at:
-            yield Region(at, low - at, "dead", label)
-        at = min(high, end)
-        yield Region(low, at - low, "data", label)
-    if at < end:
-        yield Region(at, end - at, "dead", label)
-
-
-def _tables(found: Recovered, segment: int) -> Iterator[Region]:
-    head, size = found.tables.head, found.space.geometry.segment_bytes
-    start = found.space.geometry.start(segment)
-    run = list(head.runs).index(segment)
-    used = max(0, min(size, head.length - run * size))
-    if used:
-        yield Region(start, used, "table", f"checkpoint, part {run}")
-    if used < size:
-        yield Region(start + used, size - used, "unused", f"segment {segment}")
-
-
-def _log(found: Recovered, segment: int) -> Iterator[Region]:
-    size = found.space.geometry.segment_bytes
-    start = found.space.geometry.start(segment)
-    used = found.position.offset if segment == found.position.segment else size
-    if used:
-        yield Region(start, used, "log", f"segment {segment}")
-    if used < size:
-        yield Region(start + used, size - used, "unused", f"segment {segment}")
+    head = found.tables.head
+    segments = SegmentMap(
+        found.space, _live(found), found.position, head.runs, head.length, "checkpoint"
+    )
+    yield from segments.regions(wf1.region_end(found.superblock, device.size()))
 
 
 # Extents, many at a time -------------------------------------------------------------------------
 
 
-def _live(found: Recovered) -> Parts:
+def _live(found: Recovered) -> Stretches:
     """Stretches (start, end) of blocks that hold something live, ascending and disjoint."""
     parts = [rows for _, rows in parts_of(found.state, found)]
     rows = np.concatenate([*parts, np.zeros((0, 5), dtype=np.int64)])
     starts = (rows[:, 0] + rows[:, 2]) // BLOCK_BYTES * BLOCK_BYTES
     ends = -(-(rows[:, 0] + rows[:, 2] + rows[:, 3]) // BLOCK_BYTES) * BLOCK_BYTES
-    order = np.argsort(starts, kind="stable")
-    starts, ends = starts[order], np.maximum.accumulate(ends[order])
-    if not len(starts):
-        return np.zeros((0, 2), dtype=np.int64)
-    size = found.space.geometry.segment_bytes
-    # Neighbours are joined, but not over the end of a segment.
-    begins = np.ones(len(starts), dtype=bool)
-    apart = (starts[1:] - wf1.SEGMENTS_AT) // size != (ends[:-1] - 1 - wf1.SEGMENTS_AT) // size
-    begins[1:] = (starts[1:] > ends[:-1]) | apart
-    last = np.append(np.flatnonzero(begins)[1:] - 1, len(starts) - 1)
-    return np.column_stack((starts[begins], ends[last]))
+    return joined(starts, ends, found.space.geometry)
 
 
 def parts_of(state: State, found: Recovered) -> Iterator[tuple[npt.NDArray[np.int64], Parts]]:
