@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final, TypeVar
 
@@ -77,6 +77,8 @@ class Wf1Volume(Volume):
         self._driver = Driver(engine, what="volume", read_only=read_only)
         # What was dropped, from whatever thread, and is to be let go of.
         self._dropped: deque[int | Snapshot] = deque()
+        # Of that, what has to wait for its turn.
+        self._waiting: deque[int | Snapshot] = deque()
 
     @classmethod
     async def open(
@@ -211,21 +213,13 @@ class Wf1Volume(Volume):
         self._driver.call_soon(self._let_go)
 
     def _let_go(self) -> None:
-        waiting: list[int | Snapshot] = []
-        while self._dropped:
-            what = self._dropped.popleft()
+        for what in _taken(self._dropped):
             if isinstance(what, Snapshot) or not self._engine.release_at_once(what):
-                waiting.append(what)
-        if waiting and self.is_open:
-            self._driver.spawn(self._driver.in_lane(lambda _: self._let_go_of(waiting)))
-
-    def _let_go_of(self, waiting: list[int | Snapshot]) -> None:
-        for what in waiting:
-            with suppress(StorageError):
-                if isinstance(what, Snapshot):
-                    self._engine.drop(what)
-                else:
-                    self._engine.release(what)
+                self._waiting.append(what)
+        if self._waiting and self.is_open:
+            self._driver.spawn(
+                self._driver.in_lane(lambda engine: _let_go_of(engine, self._waiting))
+            )
 
     async def view(self) -> View:
         """A snapshot of what is now."""
@@ -237,6 +231,21 @@ class Wf1Volume(Volume):
     async def sync(self) -> None:
         """Returns when a flush has ended that covers every change before."""
         await self._driver.sync()
+
+    async def reset(self) -> None:
+        """Removes everything below the root, in one step, which is durable when this returns.
+
+        Raises `Busy` while anybody has a node other than the root, or a snapshot; `NoSpace`, with
+        nothing changed."""
+
+        def reset(engine: Engine) -> None:
+            engine.check_may_wait()
+            # What nobody has any more is not held.
+            _let_go_of(engine, self._waiting)
+            _let_go_of(engine, self._dropped)
+            engine.reset()
+
+        await self._driver.change(reset)
 
     async def close(self) -> None:
         """Syncs, with a checkpoint if the log is long, and releases the image, also when that
@@ -273,6 +282,23 @@ class Wf1Volume(Volume):
         if record.kind == wf1.FILE:
             return Wf1File(self, held, writable=not self.read_only)
         raise InvalidArgument("no handle of this volume")
+
+
+def _taken(queue: deque[int | Snapshot]) -> Iterator[int | Snapshot]:
+    """Takes everything out; another thread may do so at the same time."""
+    with suppress(IndexError):
+        while True:
+            yield queue.popleft()
+
+
+def _let_go_of(engine: Engine, dropped: deque[int | Snapshot]) -> None:
+    """Lets go of what was dropped, in the lane."""
+    for what in _taken(dropped):
+        with suppress(StorageError):
+            if isinstance(what, Snapshot):
+                engine.drop(what)
+            else:
+                engine.release(what)
 
 
 def _named(state: State, number: int) -> Record:

@@ -26,8 +26,8 @@ from capstore.backers.node import (
 )
 from capstore.images import ro1, wf1, wf1_ops
 from capstore.images.wf1_engine import Engine
-from capstore.images.wf1_state import GONE, State
 from capstore.images.wf1_state import Node as Record
+from capstore.images.wf1_state import State
 from capstore.schema.errors import (
     AlreadyExists,
     Closed,
@@ -35,7 +35,6 @@ from capstore.schema.errors import (
     InvalidArgument,
     IsDirectory,
     NotDirectory,
-    NotFound,
     ReadOnly,
     Unsupported,
 )
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 
 _KINDS: Final = {code: kind for kind, code in ro1.KIND_CODES.items()}
 # A longer page is put together in a worker, which leaves the loop to others.
-_AT_ONCE_ENTRIES_MAX: Final = 100
+AT_ONCE_ENTRIES_MAX: Final = 100
 
 
 def stat_of(record: Record) -> Stat:
@@ -61,25 +60,17 @@ def stat_of(record: Record) -> Stat:
         modified=record.modified,
         provenance=record.provenance,
         executable=bool(record.flags & wf1.EXECUTABLE),
-        link_count=record.links,
+        link_count=record.names,
     )
 
 
-def _entry_of(name: str, record: Record) -> Entry:
+def entry_of(name: str, record: Record) -> Entry:
+    """The entry by which a node is shown."""
     return Entry(name, stat_of(record), record.target if record.kind == wf1.SYMLINK else None)
 
 
-def _child(state: State, directory: int, name: str) -> Record:
-    """What `name` stands for.  Raises `NotFound`, `InvalidName`."""
-    record = wf1_ops.child_of(state, directory, name)
-    if record.kind == wf1.WHITEOUT:
-        raise NotFound("no entry of this name")
-    return record
-
-
-def _file(state: State, directory: int, name: str) -> Record:
-    """The file `name`, to open it."""
-    record = _child(state, directory, name)
+def file_of(record: Record) -> Record:
+    """A node, to open it as a file.  Raises `IsDirectory`, `Unsupported`."""
     if record.is_directory:
         raise IsDirectory("a directory")
     if record.kind != wf1.FILE:
@@ -88,30 +79,33 @@ def _file(state: State, directory: int, name: str) -> Record:
 
 
 def _subdirectory(state: State, directory: int, name: str) -> Record:
-    record = _child(state, directory, name)
+    record = wf1_ops.child_of(state, directory, name)
     if not record.is_directory:
         raise NotDirectory("no directory")
     return record
 
 
-def _page(state: State, directory: int, after: str, limit: int) -> Page:
-    """Up to `limit` entries behind `after`, as many as names and targets fit in a page."""
-    entries: list[Entry] = []
+def page_of(
+    state: State, directory: int, after: str, limit: int, *, whiteouts: bool
+) -> tuple[list[tuple[str, Record]], bool]:
+    """Up to `limit` names behind `after` with their nodes, as many as names and targets fit in a
+    page; and whether there are more."""
+    found: list[tuple[str, Record]] = []
     room = PAGE_BYTES_MAX
-    while True:
-        wanted = limit + 1 - len(entries)
-        names = state.list_names(directory, after, wanted)
-        for name, number in names:
-            record = wf1_ops.node_at(state, number)
-            after = name
-            if record.kind == wf1.WHITEOUT:
-                continue
-            room -= len(name.encode()) + len(record.target.encode())
-            if entries and (len(entries) == limit or room < 0):
-                return Page(entries, more=True)
-            entries.append(_entry_of(name, record))
-        if len(names) < wanted:
-            return Page(entries, more=False)
+    for name, number in state.names_behind(directory, after, limit + 1):
+        record = wf1_ops.node_at(state, number)
+        if record.kind == wf1.WHITEOUT and not whiteouts:
+            continue
+        room -= len(name.encode()) + len(record.text.encode())
+        if found and (len(found) == limit or room < 0):
+            return found, True
+        found.append((name, record))
+    return found, False
+
+
+def _page(state: State, directory: int, after: str, limit: int) -> Page:
+    found, more = page_of(state, directory, after, limit, whiteouts=False)
+    return Page([entry_of(name, record) for name, record in found], more=more)
 
 
 class Wf1File(FileNode):
@@ -235,7 +229,7 @@ class Wf1Directory(DirectoryNode):
         view = "live" if self.view is None else "of a snapshot"
         return f"<Wf1Directory {self.number} {view}>"
 
-    def _check_changes(self) -> None:
+    def check_changes(self) -> None:
         """Raises `ReadOnly` in a snapshot or where the volume is for reading."""
         self.volume.check_writable()
         if self.view is not None:
@@ -245,7 +239,7 @@ class Wf1Directory(DirectoryNode):
         """A second directory that takes part in a change of this one."""
         if not isinstance(target, Wf1Directory) or target.volume is not self.volume:
             raise CrossVolume("the target is not of this volume")
-        target._check_changes()  # the same class
+        target.check_changes()
         return target.number
 
     # Looking -------------------------------------------------------------------------------------
@@ -261,9 +255,9 @@ class Wf1Directory(DirectoryNode):
     async def lookup(self, name: str) -> Entry:
         check_name(name)
         record = await self.volume.look(
-            lambda _, state: _child(state, self.number, name), self.view
+            lambda _, state: wf1_ops.child_of(state, self.number, name), self.view
         )
-        return _entry_of(name, record)
+        return entry_of(name, record)
 
     async def list(self, after: str = "", limit: int = PAGE_ENTRIES_MAX) -> Page:
         """Up to `limit` entries behind `after`, as many as names and targets fit in a page."""
@@ -271,29 +265,32 @@ class Wf1Directory(DirectoryNode):
         return await self.volume.look(
             lambda _, state: _page(state, self.number, after, limit),
             self.view,
-            at_once=limit <= _AT_ONCE_ENTRIES_MAX,
+            at_once=limit <= AT_ONCE_ENTRIES_MAX,
         )
 
     async def open(self, name: str, flags: OpenFlags = OpenFlags.READ) -> FileNode:
         flags.check()
         check_name(name)
         if flags.writes:
-            self._check_changes()
+            self.check_changes()
         if flags & (OpenFlags.CREATE | OpenFlags.TRUNCATE):
             held = await self.volume.change(lambda engine: self._opened(engine, name, flags))
         else:
             number = self.number
-            held, _ = await self.volume.hold(lambda state: _file(state, number, name), self.view)
+            held, _ = await self.volume.hold(
+                lambda state: file_of(wf1_ops.child_of(state, number, name)), self.view
+            )
         return Wf1File(self.volume, held, writable=flags.writes, view=self.view)
 
     def _opened(self, engine: Engine, name: str, flags: OpenFlags) -> Held:
         """Opens the file `name` in the lane: made, or emptied."""
+        found = wf1_ops.at_name(engine.state, self.number, name)
         if OpenFlags.CREATE in flags:
-            if engine.state.child(self.number, name) == GONE:
+            if found is None or found.kind == wf1.WHITEOUT:
                 return self.volume.held_by(engine, engine.create(self.number, name))
             if OpenFlags.EXCLUSIVE in flags:
                 raise AlreadyExists("the name is taken")
-        record = _file(engine.state, self.number, name)
+        record = file_of(wf1_ops.child_of(engine.state, self.number, name))
         if OpenFlags.TRUNCATE in flags:
             engine.truncate(record.id, 0)
         return self.volume.held_by(engine, record.id)
@@ -318,7 +315,7 @@ class Wf1Directory(DirectoryNode):
 
     async def create(self, name: str, *, executable: bool = False) -> FileNode:
         check_name(name)
-        self._check_changes()
+        self.check_changes()
         held = await self.volume.change(
             lambda engine: self.volume.held_by(
                 engine, engine.create(self.number, name, executable=executable)
@@ -326,28 +323,29 @@ class Wf1Directory(DirectoryNode):
         )
         return Wf1File(self.volume, held, writable=True)
 
-    async def mkdir(self, name: str) -> DirectoryNode:
+    async def mkdir(self, name: str, *, opaque: bool | None = None) -> DirectoryNode:
+        """Makes a new empty directory; see `Operations.mkdir`."""
         check_name(name)
-        self._check_changes()
+        self.check_changes()
         held = await self.volume.change(
-            lambda engine: self.volume.held_by(engine, engine.mkdir(self.number, name))
+            lambda engine: self.volume.held_by(
+                engine, engine.mkdir(self.number, name, opaque=opaque)
+            )
         )
         return Wf1Directory(self.volume, held.number, held)
 
     async def remove(self, name: str, expect: Expect = Expect.ANY) -> None:
         check_name(name)
-        self._check_changes()
+        self.check_changes()
 
-        def removed(engine: Engine) -> None:
-            _child(engine.state, self.number, name)
-            engine.remove(
+        await self.volume.change(
+            lambda engine: engine.remove(
                 self.number,
                 name,
                 directories=expect is not Expect.NOT_DIRECTORY,
                 others=expect is not Expect.DIRECTORY,
             )
-
-        await self.volume.change(removed)
+        )
 
     async def rename(
         self,
@@ -358,13 +356,11 @@ class Wf1Directory(DirectoryNode):
     ) -> None:
         check_name(name)
         check_name(new_name)
-        self._check_changes()
+        self.check_changes()
         to = self._target(target)
 
         def renamed(engine: Engine) -> None:
-            _child(engine.state, self.number, name)
             if mode is RenameMode.EXCHANGE:
-                _child(engine.state, to, new_name)
                 engine.exchange(self.number, name, to, new_name)
             else:
                 replace = mode is RenameMode.REPLACE
@@ -374,29 +370,25 @@ class Wf1Directory(DirectoryNode):
 
     async def symlink(self, name: str, target: str) -> None:
         check_name(name)
-        self._check_changes()
+        self.check_changes()
         await self.volume.change(lambda engine: engine.symlink(self.number, name, target))
 
     async def link(self, name: str, target: DirectoryNode, new_name: str) -> None:
         check_name(name)
         check_name(new_name)
-        self._check_changes()
+        self.check_changes()
         to = self._target(target)
 
-        def linked(engine: Engine) -> None:
-            _child(engine.state, self.number, name)
-            engine.link(self.number, name, to, new_name)
-
-        await self.volume.change(linked)
+        await self.volume.change(lambda engine: engine.link(self.number, name, to, new_name))
 
     async def set_attributes(self, change: Attributes, name: str = "") -> None:
         """Changes attributes; an executable bit is `Unsupported` but for files."""
         if name:
             check_name(name)
-        self._check_changes()
+        self.check_changes()
 
         def changed(engine: Engine) -> None:
-            number = _child(engine.state, self.number, name).id if name else self.number
+            number = wf1_ops.child_of(engine.state, self.number, name).id if name else self.number
             _set_attributes(engine, number, change)
 
         await self.volume.change(changed)

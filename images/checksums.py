@@ -9,8 +9,11 @@ Invariants: the argument may be any contiguous buffer; nothing of it is kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import google_crc32c
 import numpy as np
+import numpy.typing as npt
 
 from capstore.schema.nodes import Buffer
 
@@ -27,6 +30,13 @@ def seal_of(body: bytes) -> int:
     """The seal of a record whose other bytes are `body`."""
     crc = int(google_crc32c.value(body))
     return (((crc >> _MASK_SHIFT) | (crc << 32 - _MASK_SHIFT)) + _MASK_DELTA) & _MASK_BITS
+
+
+def seals_of(bodies: Iterable[bytes]) -> npt.NDArray[np.uint32]:
+    """The seals of many records, for a fraction of what they cost one by one."""
+    crcs = np.fromiter(map(google_crc32c.value, bodies), np.uint32)
+    turned = crcs >> np.uint32(_MASK_SHIFT) | crcs << np.uint32(32 - _MASK_SHIFT)
+    return turned + np.uint32(_MASK_DELTA)
 
 
 def crc32c(data: Buffer) -> int:

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from capstore.images.checksums import seal_of
+from capstore.images.checksums import seal_of, seals_of
 from capstore.schema import layout
 from capstore.schema.errors import Corrupt, InvalidArgument
 from capstore.schema.nodes import Buffer
@@ -224,8 +224,8 @@ class Record:
     def _seals(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
         body = self.size - 4
         data, step = raw.tobytes(), self.size
-        seals = [seal_of(data[at : at + body]) for at in range(0, len(data), step)]
-        return np.array(seals, dtype="<u4")
+        seals = seals_of([data[at : at + body] for at in range(0, len(data), step)])
+        return seals.astype("<u4", copy=False)
 
 
 RO1_SUPERBLOCK: Final = Record(layout.Ro1Superblock)

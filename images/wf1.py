@@ -17,8 +17,9 @@ from capstore.images.records import BLOCK_BYTES, WF1_SUPERBLOCK
 from capstore.images.segments import Geometry
 from capstore.images.superblocks import Slots
 from capstore.schema import layout
-from capstore.schema.errors import Corrupt, InvalidArgument
+from capstore.schema.errors import Corrupt, InvalidArgument, InvalidName, TooLarge
 from capstore.schema.limits import KIB, MIB
+from capstore.schema.names import check_name
 from capstore.schema.nodes import NodeKind
 
 MAGIC: Final = int(layout.wf1Magic)
@@ -51,6 +52,8 @@ SEGMENT_BYTES_GROWING: Final = 1 * MIB
 _SEGMENTS_WANTED: Final = 256
 # The log, the data, a checkpoint and what a cleaner needs to move.
 SEGMENTS_MIN: Final = 8
+# The path at which a directory goes on in the layers below.
+REDIRECT_BYTES_MAX: Final = 4095
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,21 @@ def segment_bytes_for(region_bytes: int) -> int:
         least = SEGMENTS_AT + SEGMENTS_MIN * SEGMENT_BYTES_MIN
         raise InvalidArgument(f"a CAPOSWF1 image has at least {least} bytes")
     return size
+
+
+def check_redirect(path: str) -> str:
+    """`path` if a directory can go on there in the layers below: names with "/" between.
+
+    Raises `TooLarge`, `InvalidArgument`."""
+    try:
+        size = len(path.encode())
+        for name in path.split("/"):
+            check_name(name)
+    except (UnicodeEncodeError, InvalidName):
+        raise InvalidArgument("a redirect is a relative path of names") from None
+    if size > REDIRECT_BYTES_MAX:
+        raise TooLarge(f"a redirect has at most {REDIRECT_BYTES_MAX} bytes")
+    return path
 
 
 def read_superblock(device: BlockDevice) -> Superblock:

@@ -34,9 +34,9 @@ from capstore.images.waiting import WITHOUT_WAITING, WouldWait, read_at_hand
 from capstore.images.wf1_codec import (
     check_extents,
     decoded_name,
-    decoded_target,
     extent_of,
     node_of,
+    text_place,
 )
 from capstore.images.wf1_content import Extent
 from capstore.images.wf1_state import GONE, Counts, Node
@@ -299,14 +299,9 @@ class Tables:
 
     def decode_node(self, record: Any) -> Node:
         """The node of a record.  Raises `Corrupt`."""
-        if record.kind != wf1.SYMLINK:
-            return node_of(record, None, 0)
+        at, length = text_place(record)
         where = f"node {record.id}"
-        raw = self._heap(record.first, record.count, where)
-        # Where the heap is no longer in one piece, the target is what was cut out of it.
-        whole = record._replace(first=0, count=len(raw))
-        decoded_target(raw, record.textSum, where)
-        return node_of(whole, raw, 0)
+        return node_of(record, self._heap(at, length, where) if length else b"", where)
 
     # Names ---------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ def orphans_of(state: State) -> list[Node]:
 def written_counts(state: State, orphans: Sequence[Node]) -> Counts:
     """What the tables of a checkpoint of `state` hold."""
     extents = sum(sum(1 for _ in all_extents(state.content(node))) for node in orphans)
-    heap = sum(len(node.target.encode()) for node in orphans)
+    heap = sum(len(node.text.encode()) for node in orphans)
     counts = state.counts
     return Counts(
         counts.nodes - len(orphans), counts.entries, counts.extents - extents, counts.heap - heap

@@ -15,7 +15,7 @@ from capstore.images.records import BLOCK_BYTES, WF1_ENTRY, WF1_EXTENT, WF1_NODE
 from capstore.images.segments import Geometry
 from capstore.images.wf1_content import CHUNK_BYTES, Extent
 from capstore.images.wf1_state import Node
-from capstore.schema.errors import Corrupt, InvalidName
+from capstore.schema.errors import Corrupt, InvalidArgument, InvalidName, TooLarge
 from capstore.schema.limits import SYMLINK_TARGET_BYTES_MAX
 from capstore.schema.names import check_name
 
@@ -36,6 +36,10 @@ _sealed_node: Final = WF1_NODE.sealer(
     "links",
     "count",
     "textSum",
+    "below",
+    "origin",
+    "redirectAt",
+    "redirectBytes",
 )
 _sealed_entry: Final = WF1_ENTRY.sealer("directory", "node", "nameAt", "nameSum", "nameBytes")
 _sealed_extent: Final = WF1_EXTENT.sealer(
@@ -70,7 +74,8 @@ class Encoder:
 
     def node(self, node: Node, first: int, count: int) -> None:
         """A node whose text or extents or entries are at `first`, `count` in number."""
-        text = node.target.encode()
+        target, redirect = node.target.encode(), node.redirect.encode()
+        at = self._heap_at + len(self.heap)
         self.nodes.append(
             _sealed_node(
                 node.id,
@@ -79,16 +84,20 @@ class Encoder:
                 node.modified,
                 node.version,
                 node.parent,
-                self._heap_at + len(self.heap) if text else first,
+                at if target else first,
                 node.kind,
                 node.flags,
                 _PROVENANCE_CODES[node.provenance.value],
                 node.links,
-                len(text) if text else count,
-                crc32c(text),
+                len(target) if target else count,
+                crc32c(target or redirect),
+                node.below,
+                node.origin,
+                at if redirect else 0,
+                len(redirect),
             )
         )
-        self.heap += text
+        self.heap += target or redirect
 
     def entry(self, directory: int, name: str, node: int) -> None:
         """A name."""
@@ -115,18 +124,35 @@ class Encoder:
         return b"".join((*self.nodes, *self.entries, *self.extents, bytes(self.heap)))
 
 
-def node_of(record: Any, heap: bytes | None, at: int) -> Node:
-    """The node that a sealed record at offset `at` tells of; `heap` holds its target if it has one.
+def text_place(record: Any) -> tuple[int, int]:
+    """Where the text of a sealed node record is in the heap, and how many bytes it has."""
+    if record.flags & wf1.REMOVED:
+        return 0, 0
+    if record.kind == wf1.SYMLINK:
+        return record.first, record.count
+    return record.redirectAt if record.redirectBytes else 0, record.redirectBytes
 
-    Raises `Corrupt`."""
-    where = f"node {record.id} at offset {at}"
+
+def node_of(record: Any, text: bytes, where: str) -> Node:
+    """The node that a sealed record tells of; `text` is what is at its `text_place`.
+
+    Raises `Corrupt`, which says `where`."""
     if record.kind not in wf1.KINDS or record.provenance not in ro1.PROVENANCES:
         raise Corrupt(f"{where} is of no known kind")
     if not wf1.ROOT <= record.id < SIZE_MAX or record.size > SIZE_MAX:
         raise Corrupt(f"{where} has numbers that no node has")
-    target = ""
-    if record.kind == wf1.SYMLINK and not record.flags & wf1.REMOVED:
-        target = _target(record, heap, where)
+    if record.below and record.kind not in (wf1.FILE, wf1.SYMLINK):
+        raise Corrupt(f"{where} is no file or link, but lower layers show it")
+    if record.below and not record.links:
+        raise Corrupt(f"{where} has no link for the layers below")
+    if record.redirectBytes and record.kind != wf1.DIRECTORY:
+        raise Corrupt(f"{where} has a redirect, but is no directory")
+    target = redirect = ""
+    if record.kind == wf1.SYMLINK:
+        if not record.flags & wf1.REMOVED:
+            target = _decoded_target(text, record.textSum, where)
+    elif text:
+        redirect = _decoded_redirect(text, record.textSum, where)
     return Node(
         id=record.id,
         kind=record.kind,
@@ -140,27 +166,34 @@ def node_of(record: Any, heap: bytes | None, at: int) -> Node:
         parent=record.parent,
         target=target,
         content=None,
+        redirect=redirect,
+        origin=record.origin,
+        below=record.below,
     )
 
 
-def _target(record: Any, heap: bytes | None, where: str) -> str:
-    if heap is None or record.first + record.count > len(heap):
-        raise Corrupt(f"{where} has a target that is not there")
-    raw = heap[record.first : record.first + record.count]
-    return decoded_target(raw, record.textSum, where)
-
-
-def decoded_target(raw: bytes, checksum: int, where: str) -> str:
-    """A symbolic link's target.  Raises `Corrupt`."""
+def _decoded_text(raw: bytes, checksum: int, what: str) -> str:
     if crc32c(raw) != checksum:
-        raise Corrupt(f"{where} has a target with a wrong checksum")
+        raise Corrupt(f"{what} with a wrong checksum")
     try:
-        text = raw.decode()
+        return raw.decode()
     except UnicodeDecodeError:
-        raise Corrupt(f"{where} has a target that is no UTF-8") from None
+        raise Corrupt(f"{what} that is no UTF-8") from None
+
+
+def _decoded_target(raw: bytes, checksum: int, where: str) -> str:
+    text = _decoded_text(raw, checksum, f"{where} has a target")
     if not 0 < len(raw) <= SYMLINK_TARGET_BYTES_MAX or "\0" in text:
         raise Corrupt(f"{where} has a target that no link has")
     return text
+
+
+def _decoded_redirect(raw: bytes, checksum: int, where: str) -> str:
+    text = _decoded_text(raw, checksum, f"{where} has a redirect")
+    try:
+        return wf1.check_redirect(text)
+    except (TooLarge, InvalidArgument):
+        raise Corrupt(f"{where} has a redirect that no directory has") from None
 
 
 def decoded_name(raw: bytes, checksum: int, where: str) -> str:

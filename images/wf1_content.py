@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from immutables import Map
 
+from capstore.images.records import BLOCK_BYTES
 from capstore.images.wf1 import UNIT_BYTES
 from capstore.schema.limits import MIB
 
@@ -132,3 +133,21 @@ def _without(extents: Sequence[Extent], start: int, end: int, lost: list[Extent]
         if extent.end > end:
             kept.append(extent.part(end, extent.end))
     return kept
+
+
+def runs_of(extents: Iterable[Extent]) -> Iterator[list[Extent]]:
+    """The extents in runs that one read gets: whole units, side by side on the device as well as in
+    the file; or a single part of one."""
+    run: list[Extent] = []
+    for extent in extents:
+        if run and not (
+            extent.length == extent.stored
+            and run[-1].length == run[-1].stored
+            and run[-1].end == extent.offset
+            and run[-1].lba * BLOCK_BYTES + run[-1].stored == extent.lba * BLOCK_BYTES
+        ):
+            yield run
+            run = []
+        run.append(extent)
+    if run:
+        yield run

@@ -41,7 +41,7 @@ def copied(base: Base, first: int, count: int, rows: Rows) -> tuple[bytes, bytes
     extents_at, extent_count = _moved(nodes, kinds == wf1.FILE, rows.extents)
     entries = WF1_ENTRY.table(base.rows(WF1_ENTRY, entries_at, entry_count)).copy()
     extents = base.rows(WF1_EXTENT, extents_at, extent_count)
-    heap = _move_texts(base, nodes, entries, kinds == wf1.SYMLINK, rows.heap)
+    heap = _move_texts(base, nodes, entries, rows.heap)
     return WF1_NODE.seal(nodes), WF1_ENTRY.seal(entries), extents, heap
 
 
@@ -59,12 +59,17 @@ def _moved(nodes: Table, chosen: npt.NDArray[np.bool_], to: int) -> tuple[int, i
     return start, total
 
 
-def _move_texts(
-    base: Base, nodes: Table, entries: Table, links: npt.NDArray[np.bool_], to: int
-) -> bytes:
-    """The texts of entries and links, which are to begin at `to` of the heap."""
-    starts = np.concatenate((entries["nameAt"], nodes["first"][links])).astype(np.int64)
-    lengths = np.concatenate((entries["nameBytes"], nodes["count"][links])).astype(np.int64)
+def _move_texts(base: Base, nodes: Table, entries: Table, to: int) -> bytes:
+    """The texts of entries, links and redirected directories, which are to begin at `to` of the
+    heap."""
+    links = nodes["kind"] == wf1.SYMLINK
+    redirected = nodes["redirectBytes"] > 0
+    starts = np.concatenate(
+        (entries["nameAt"], nodes["first"][links], nodes["redirectAt"][redirected])
+    ).astype(np.int64)
+    lengths = np.concatenate(
+        (entries["nameBytes"], nodes["count"][links], nodes["redirectBytes"][redirected])
+    ).astype(np.int64)
     if not len(starts):
         return b""
     start, total = int(starts.min()), int(lengths.sum())
@@ -72,4 +77,5 @@ def _move_texts(
         raise Corrupt("the texts of the checkpoint are not in the order of its nodes")
     entries["nameAt"] += np.uint32((to - start) % (1 << 32))
     nodes["first"][links] += np.uint64((to - start) % (1 << 64))
+    nodes["redirectAt"][redirected] += np.uint64((to - start) % (1 << 64))
     return base.heap_bytes(start, total)

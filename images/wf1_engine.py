@@ -17,8 +17,9 @@ Invariants:
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -27,16 +28,25 @@ from capstore.images.device import BlockDevice
 from capstore.images.records import BLOCK_BYTES, WF1_EXTENT, WF1_NODE, blocks_of
 from capstore.images.segments import LOG, TABLE
 from capstore.images.waiting import WITHOUT_WAITING, WouldWait
-from capstore.images.wf1_content import Extent, pieces_of
+from capstore.images.wf1_content import Extent, pieces_of, runs_of
+from capstore.images.wf1_copyup import CopyUp
 from capstore.images.wf1_log import change_bytes
+from capstore.images.wf1_marks import (
+    WHITEOUTS_AT_ONCE_MAX,
+    ManyWhiteouts,
+    all_whiteouts_in,
+)
+from capstore.images.wf1_operations import Operations
 from capstore.images.wf1_recovery import Recovered
 from capstore.images.wf1_state import Change, Node, State
 from capstore.images.wf1_upkeep import SPARE_SEGMENTS, Snapshot, Upkeep
 from capstore.images.wf1_writer import SHORT_BYTES_MAX, Entropy, Writer
 from capstore.schema.errors import (
+    Busy,
     Closed,
     IsDirectory,
     ReadOnly,
+    StorageError,
     TooLarge,
     Unsupported,
 )
@@ -50,7 +60,7 @@ Clock = Callable[[], int]
 WRITE_BYTES_MAX: Final = 16 * MIB
 
 
-class Engine:
+class Engine(Operations):
     """An open volume; made by `wf1_open`."""
 
     def __init__(
@@ -68,13 +78,14 @@ class Engine:
         self.state = recovered.state
         # Returns when nobody reads what an older state led to; see above.
         self.settle: Callable[[], None] = _nobody_reads
-        self._clock = clock
+        self.clock = clock
         self._writable = writable
         self._closed = False
         self._held: dict[int, int] = {}
         self._holding = threading.Lock()
         self.writer = Writer(device, recovered)
         self.upkeep = Upkeep(self, recovered.tables)
+        self.copy_up = CopyUp(self)
         if writable:
             self.writer.begin_life(entropy)
 
@@ -84,103 +95,15 @@ class Engine:
         words += ["closed"] * self._closed
         return f"<Engine {', '.join(words)}>"
 
-    # Operations ----------------------------------------------------------------------------------
-
-    def make(self, directory: int, name: str, node: Node) -> int:
-        """Makes `node` (of `wf1_ops.new_node`) as `name`; its id."""
-        number = self.state.next_node
-        self._perform(lambda state: wf1_ops.make(state, self._clock(), directory, name, node))
-        return number
-
-    def create(self, directory: int, name: str, *, executable: bool = False) -> int:
-        """Makes an empty file; its id.  Raises `AlreadyExists`, `NotFound`, `NoSpace`."""
-        node = wf1_ops.new_node(wf1.FILE, self._clock(), executable=executable)
-        return self.make(directory, name, node)
-
-    def mkdir(self, directory: int, name: str) -> int:
-        """Makes an empty directory; its id."""
-        return self.make(directory, name, wf1_ops.new_node(wf1.DIRECTORY, self._clock()))
-
-    def symlink(self, directory: int, name: str, target: str) -> int:
-        """Makes a symbolic link; its id.  Raises `InvalidArgument` for what is no target."""
-        checked = wf1_ops.check_target(target)
-        node = wf1_ops.new_node(wf1.SYMLINK, self._clock(), target=checked)
-        return self.make(directory, name, node)
-
-    def link(self, directory: int, name: str, target: int, new_name: str) -> None:
-        """Gives `name` a second name."""
-        self._perform(
-            lambda state: wf1_ops.link(state, self._clock(), directory, name, target, new_name)
-        )
-
-    def remove(
-        self, directory: int, name: str, *, directories: bool = True, others: bool = True
-    ) -> None:
-        """Removes a name of the kinds that are allowed."""
-
-        def change(state: State) -> Change:
-            node = wf1_ops.child_of(state, directory, name)
-            return wf1_ops.remove(
-                state,
-                self._clock(),
-                directory,
-                name,
-                directories=directories,
-                others=others,
-                held=node.id in self._held,
-            )
-
-        self._perform(change, shrinks=True)
-
-    def rename(
-        self, source: int, name: str, target: int, new_name: str, *, replace: bool = True
-    ) -> None:
-        """Moves a name, onto another one with `replace`."""
-        self._perform(
-            lambda state: wf1_ops.rename(
-                state,
-                self._clock(),
-                source,
-                name,
-                target,
-                new_name,
-                replace=replace,
-                held=self._held,
-            )
-        )
-
-    def exchange(self, source: int, name: str, target: int, new_name: str) -> None:
-        """Has two names change their nodes."""
-        self._perform(
-            lambda state: wf1_ops.exchange(state, self._clock(), source, name, target, new_name)
-        )
+    # Content -------------------------------------------------------------------------------------
 
     def truncate(self, number: int, size: int) -> None:
         """Cuts or extends a file."""
         self._check_file(number)
         shrinks = size <= wf1_ops.node_at(self.state, number).size
-        self._perform(
-            lambda state: wf1_ops.truncate(state, self._clock(), number, size), shrinks=shrinks
+        self.operate(
+            lambda state: wf1_ops.truncate(state, self.clock(), number, size), shrinks=shrinks
         )
-
-    def set_attributes(
-        self,
-        number: int,
-        *,
-        executable: bool | None = None,
-        modified: int | None = None,
-        created: int | None = None,
-    ) -> None:
-        """Changes attributes; times in ns since 1970."""
-        self._perform(
-            lambda state: wf1_ops.set_attributes(
-                state, number, executable=executable, modified=modified, created=created
-            )
-        )
-
-    def set_opaque(self, number: int, *, opaque: bool) -> None:
-        """Marks a directory for overlays."""
-        self._perform(lambda state: wf1_ops.set_opaque(state, number, opaque=opaque))
 
     def write(self, number: int, offset: int, data: Buffer) -> None:
         """Writes at `offset`, all or nothing.
@@ -198,7 +121,7 @@ class Engine:
         self._make_room_for_data(number, pieces)
         extents = self.writer.put_pieces(offset, view, pieces)
         # Nothing may be reclaimed in between: nothing refers to the data yet.
-        self.perform(wf1_ops.written(self.state, self._clock(), number, extents))
+        self.perform(wf1_ops.written(self.state, self.clock(), number, extents))
         self._go_on()
 
     def _make_room_for_data(self, number: int, pieces: Sequence[tuple[int, int]]) -> None:
@@ -230,6 +153,11 @@ class Engine:
 
     # Holding -------------------------------------------------------------------------------------
 
+    @property
+    def held(self) -> Collection[int]:
+        """The nodes that somebody holds."""
+        return self._held
+
     def hold(self, number: int) -> None:
         """Keeps a node that loses its last name, until `release`."""
         with self._holding:
@@ -257,7 +185,7 @@ class Engine:
             self._let_go(number)
             if not self._is_to_forget(number):
                 return
-        self._perform(lambda state: wf1_ops.forget(state, number), shrinks=True)
+        self.operate(lambda state: wf1_ops.forget(state, number), shrinks=True)
 
     def release_at_once(self, number: int) -> bool:
         """`release`, if that needs neither waiting nor writing, else False.  In any thread."""
@@ -303,7 +231,7 @@ class Engine:
         node = wf1_ops.node_at(state, number)
         got = max(0, min(len(view), node.size - offset))
         at = offset
-        for run in _runs(state.extents(node, offset, offset + got)):
+        for run in runs_of(state.extents(node, offset, offset + got)):
             if run[0].offset > at:
                 view[at - offset : run[0].offset - offset] = bytes(run[0].offset - at)
             at = run[-1].end
@@ -343,7 +271,7 @@ class Engine:
 
         `flush` with that, begun behind this, makes it durable.
         """
-        self._check_may_wait()
+        self.check_may_wait()
         self._check_writable()
         return self.writer.commit()
 
@@ -379,15 +307,48 @@ class Engine:
 
     # Changing ------------------------------------------------------------------------------------
 
-    def _perform(self, decide: Callable[[State], Change], *, shrinks: bool = False) -> None:
+    def operate(
+        self,
+        decide: Callable[[State], Change],
+        *,
+        shrinks: bool = False,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        """Does what `decide` says of the state, as a whole or not at all; `before` that, when there
+        is room for it, what nobody sees.  Raises what they raise, and `NoSpace`."""
         self._check_writable()
+        try:
+            self._operate(decide, shrinks=shrinks, before=before)
+        except ManyWhiteouts as found:
+            self._empty(found.number)
+            self._operate(decide, shrinks=shrinks, before=before)
+
+    def _operate(
+        self,
+        decide: Callable[[State], Change],
+        *,
+        shrinks: bool,
+        before: Callable[[], None] | None = None,
+    ) -> None:
         self._make_room(decide, self.upkeep.spare(0, shrinks=shrinks), shrinks=shrinks)
+        if before is not None:
+            before()
         with self._without_releases():
             change = decide(self.state)
             if not change.nodes:
                 return
             self.perform(change)
         self._go_on()
+
+    def _empty(self, number: int) -> None:
+        """Takes all whiteouts out of a directory that holds nothing else, in several changes, none
+        of which is seen.  Raises `NotEmpty`."""
+        self.check_may_wait()
+        inside = all_whiteouts_in(self.state, number)
+        for at in range(0, len(inside), WHITEOUTS_AT_ONCE_MAX):
+            some = inside[at : at + WHITEOUTS_AT_ONCE_MAX]
+            change = functools.partial(wf1_ops.uncover, number=number, whiteouts=some)
+            self._operate(change, shrinks=True)
 
     def _make_room(
         self, decide: Callable[[State], Change], spare: int, *, shrinks: bool = False
@@ -396,7 +357,7 @@ class Engine:
         # What cannot be done shall not wait for room, nor say that there is none.
         if self.upkeep.has_room(spare) or not decide(self.state).nodes:
             return
-        self._check_may_wait()
+        self.check_may_wait()
         self.upkeep.make_room(spare, shrinks=shrinks)
 
     @contextmanager
@@ -429,7 +390,7 @@ class Engine:
             raise WouldWait
 
     @staticmethod
-    def _check_may_wait() -> None:
+    def check_may_wait() -> None:
         """Raises `WouldWait` where nothing may."""
         if WITHOUT_WAITING.entered:
             raise WouldWait
@@ -455,14 +416,34 @@ class Engine:
     def checkpoint(self) -> None:
         """Writes a checkpoint, to its end.  Raises `NoSpace`, with nothing changed."""
         self._check_writable()
-        self._check_may_wait()
+        self.check_may_wait()
         self.upkeep.checkpoint()
 
     def clean(self) -> None:
         """Moves live data out of the segments with the least of it, and reclaims nothing yet."""
         self._check_writable()
-        self._check_may_wait()
+        self.check_may_wait()
         self.upkeep.clean()
+
+    def reset(self) -> None:
+        """Removes everything below the root, in one step, which is durable when this returns.
+
+        Raises `Busy` while anybody holds a node or a snapshot, `NoSpace`, with nothing changed."""
+        self._check_writable()
+        self.check_may_wait()
+        self.upkeep.finish_work()
+        before, live = self.state, list(self.space.live)
+        with self._without_releases():
+            if self._held or self.upkeep.snapshots:
+                raise Busy("somebody holds what is in the volume")
+            self.state = wf1_ops.emptied(before, self.clock())
+            self.space.live[:] = [0] * len(live)
+        try:
+            # It leads to nothing of what was, and nothing is free before it is durable.
+            self.upkeep.checkpoint()
+        except StorageError:
+            self.state, self.space.live[:] = before, live
+            raise
 
     # State ---------------------------------------------------------------------------------------
 
@@ -475,24 +456,6 @@ class Engine:
         if not self._writable:
             raise ReadOnly("the volume is open for reading")
         self.writer.check()
-
-
-def _runs(extents: Iterable[Extent]) -> Iterator[list[Extent]]:
-    """The extents in runs that one read gets: whole units, side by side on the device as well as in
-    the file; or a single part of one."""
-    run: list[Extent] = []
-    for extent in extents:
-        if run and not (
-            extent.length == extent.stored
-            and run[-1].length == run[-1].stored
-            and run[-1].end == extent.offset
-            and run[-1].lba * BLOCK_BYTES + run[-1].stored == extent.lba * BLOCK_BYTES
-        ):
-            yield run
-            run = []
-        run.append(extent)
-    if run:
-        yield run
 
 
 def _nobody_reads() -> None:

@@ -29,6 +29,7 @@ from capstore.images.wf1_codec import (
     decoded_name,
     extent_of,
     node_of,
+    text_place,
 )
 from capstore.images.wf1_state import Change, NameChange, NodeChange
 from capstore.schema.errors import Corrupt
@@ -38,7 +39,7 @@ def change_bytes(change: Change) -> int:
     """How much of a frame `change` takes."""
     size = 0
     for node, extents in change.nodes:
-        size += WF1_NODE.size + len(extents) * WF1_EXTENT.size + len(node.target.encode())
+        size += WF1_NODE.size + len(extents) * WF1_EXTENT.size + len(node.text.encode())
     for _, name, _ in change.names:
         size += WF1_ENTRY.size + len(name.encode())
     return size
@@ -130,13 +131,17 @@ def decoded(frame: Frame, geometry: Geometry, segments: int) -> Change:
     ]
     nodes = []
     for where, record in _records(WF1_NODE, payload[:entries_at], at):
-        node = node_of(record, heap, where)
+        here = f"node {record.id} at offset {where}"
+        start, length = text_place(record)
+        if start + length > len(heap):
+            raise Corrupt(f"{here} has a text that is not there")
+        node = node_of(record, heap[start : start + length], here)
         mine: Sequence[Any] = ()
         if node.kind == wf1.FILE:
             if record.first + record.count > len(extents):
-                raise Corrupt(f"node {node.id} at offset {where} has extents that are not there")
+                raise Corrupt(f"{here} has extents that are not there")
             mine = extents[record.first : record.first + record.count]
-            check_extents(mine, node.size, f"node {node.id} at offset {where}")
+            check_extents(mine, node.size, here)
         nodes.append(NodeChange(node, mine))
     names = []
     for where, record in _records(WF1_ENTRY, payload[entries_at:extents_at], at + entries_at):

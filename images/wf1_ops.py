@@ -1,7 +1,8 @@
 """The operations of a CAPOSWF1 volume, as what they change: decided purely, from a state.
 
 Invariants: nothing here reads a clock or a device.  An operation that cannot be raises before it
-says anything; one that changes nothing gives no change.  `now` is in ns since 1970.
+says anything; one that changes nothing gives no change.  `now` is in ns since 1970.  A whiteout is
+no entry: what comes takes its place, and a directory that holds nothing else is empty.
 """
 
 from __future__ import annotations
@@ -12,13 +13,23 @@ from typing import Final
 from capstore.images import wf1
 from capstore.images.wf1_codec import SIZE_MAX
 from capstore.images.wf1_content import Extent
-from capstore.images.wf1_state import GONE, Change, NameChange, Node, NodeChange, State
+from capstore.images.wf1_marks import Mark, marked, uncovered, whiteouts_in
+from capstore.images.wf1_state import (
+    GONE,
+    Change,
+    Counts,
+    EmptyBase,
+    NameChange,
+    Node,
+    NodeChange,
+    State,
+    gone,
+)
 from capstore.schema.errors import (
     AlreadyExists,
     InvalidArgument,
     IsDirectory,
     NotDirectory,
-    NotEmpty,
     NotFound,
     TooLarge,
     Unsupported,
@@ -53,12 +64,28 @@ def directory_at(state: State, number: int) -> Node:
 
 
 def child_of(state: State, directory: int, name: str) -> Node:
-    """What `name` stands for.  Raises `NotFound`, `InvalidName`."""
+    """What `name` stands for, which is no whiteout.  Raises `NotFound`, `InvalidName`."""
     check_name(name)
-    number = state.child(directory, name)
-    if number == GONE:
+    node = at_name(state, directory, name)
+    if node is None or node.kind == wf1.WHITEOUT:
         raise NotFound("no entry of this name")
-    return node_at(state, number)
+    return node
+
+
+def at_name(state: State, directory: int, name: str) -> Node | None:
+    """What is at a name, a whiteout or not; None for nothing."""
+    number = state.child(directory, name)
+    return None if number == GONE else node_at(state, number)
+
+
+def _making_way(state: State, directory: int, name: str) -> list[NodeChange]:
+    """What goes where a name comes: nothing, or a whiteout.  Raises `AlreadyExists`."""
+    there = at_name(state, directory, name)
+    if there is None:
+        return []
+    if there.kind != wf1.WHITEOUT:
+        raise AlreadyExists("the name is taken")
+    return [gone(there)]
 
 
 def _touched(state: State, node: Node, now: int) -> NodeChange:
@@ -83,17 +110,28 @@ def _is_within(state: State, directory: int, ancestor: int) -> bool:
 # Making ------------------------------------------------------------------------------------------
 
 
-def make(state: State, now: int, directory: int, name: str, node: Node) -> Change:
-    """Makes `node` (whose id, parent, links and version are set here) as `name` in `directory`."""
+def make(
+    state: State, now: int, directory: int, name: str, node: Node, *, hides: bool = True
+) -> Change:
+    """Makes `node` (whose id, parent, links and version are set here) as `name` in `directory`.
+
+    A directory in the place of a whiteout is opaque if it `hides` what the layers below have there.
+    """
     check_name(name)
     parent = directory_at(state, directory)
-    if state.child(directory, name) != GONE:
-        raise AlreadyExists("the name is taken")
-    made = node._replace(id=state.next_node, links=1, version=state.changes + 1, parent=directory)
+    going = _making_way(state, directory, name)
+    made = _new(state, node, directory)
+    if going and hides and made.is_directory:
+        made = made._replace(flags=made.flags | wf1.OPAQUE)
     return Change(
-        (NodeChange(made), _touched(state, parent, now)),
+        (*going, NodeChange(made), _touched(state, parent, now)),
         (NameChange(directory, name, made.id),),
     )
+
+
+def _new(state: State, node: Node, directory: int) -> Node:
+    """`node` as the next one that there is."""
+    return node._replace(id=state.next_node, links=1, version=state.changes + 1, parent=directory)
 
 
 def new_node(kind: int, now: int, *, executable: bool = False, target: str = "") -> Node:
@@ -130,10 +168,9 @@ def link(state: State, now: int, directory: int, name: str, target: int, new_nam
     if node.is_directory:
         raise IsDirectory("a directory has one name only")
     parent = directory_at(state, target)
-    if state.child(target, new_name) != GONE:
-        raise AlreadyExists("the name is taken")
+    going = _making_way(state, target, new_name)
     return Change(
-        (NodeChange(node._replace(links=node.links + 1)), _touched(state, parent, now)),
+        (*going, NodeChange(node._replace(links=node.links + 1)), _touched(state, parent, now)),
         (NameChange(target, new_name, node.id),),
     )
 
@@ -150,36 +187,56 @@ def remove(
     directories: bool,
     others: bool,
     held: bool,
+    cover: bool = False,
 ) -> Change:
-    """Removes `name`, if it is one of the kinds that are allowed.
+    """Removes `name`, if it is one of the kinds that are allowed; leaves a whiteout to `cover` it.
 
     A node that is `held` and has lost its last name stays, without a link, until `forget`.
+    Raises `ManyWhiteouts` for a directory that is to be emptied first.
     """
     node = child_of(state, directory, name)
     if node.is_directory:
         if not directories:
             raise IsDirectory("a directory")
-        if not state.is_empty(node.id):
-            raise NotEmpty("the directory has entries")
     elif not others:
         raise NotDirectory("no directory")
     parent = directory_at(state, directory)
-    return Change(
-        (_unlinked(state, node, held=held), _touched(state, parent, now)),
-        (NameChange(directory, name, GONE),),
-    )
+    nodes, names = _unlinked(state, node, held=held)
+    nodes.append(_touched(state, parent, now))
+    names.append(_left(state, now, nodes, directory, name, cover=cover))
+    return Change(nodes, names)
 
 
-def _unlinked(state: State, node: Node, *, held: bool) -> NodeChange:
-    """`node` with one name less."""
+def _unlinked(state: State, node: Node, *, held: bool) -> tuple[list[NodeChange], list[NameChange]]:
+    """`node` with one name less; a directory goes with the whiteouts in it.
+
+    Raises `NotEmpty`, `ManyWhiteouts`."""
     links = 0 if node.is_directory else node.links - 1
-    if links or held:
-        return NodeChange(node._replace(links=links))
-    return _gone(node)
+    inside = whiteouts_in(state, node.id) if node.is_directory else []
+    nodes, names = uncovered(state, node.id, inside)
+    nodes.append(NodeChange(node._replace(links=links)) if links or held else gone(node))
+    return nodes, names
 
 
-def _gone(node: Node) -> NodeChange:
-    return NodeChange(node._replace(links=0, flags=node.flags | wf1.REMOVED, target=""))
+def _left(
+    state: State, now: int, nodes: list[NodeChange], directory: int, name: str, *, cover: bool
+) -> NameChange:
+    """What is at a name that was given up: nothing, or a whiteout, which is added to `nodes`."""
+    if not cover:
+        return NameChange(directory, name, GONE)
+    whiteout = _new(state, new_node(wf1.WHITEOUT, now), directory)
+    nodes.append(NodeChange(whiteout))
+    return NameChange(directory, name, whiteout.id)
+
+
+def uncover(state: State, number: int, whiteouts: list[tuple[str, int]]) -> Change:
+    """Takes whiteouts out of a directory that holds nothing else.
+
+    It is opaque from then on, so that nothing comes to light."""
+    directory = node_at(state, number)
+    opened = NodeChange(directory._replace(flags=directory.flags | wf1.OPAQUE))
+    nodes, names = uncovered(state, number, whiteouts)
+    return Change((opened, *nodes), names)
 
 
 def forget(state: State, number: int) -> Change:
@@ -187,7 +244,7 @@ def forget(state: State, number: int) -> Change:
     node = state.node(number)
     if node is None or node.links:
         return NOTHING
-    return Change((_gone(node),))
+    return Change((gone(node),))
 
 
 # Renaming ----------------------------------------------------------------------------------------
@@ -203,62 +260,81 @@ def rename(
     *,
     replace: bool,
     held: Collection[int],
+    cover: bool = False,
+    mark: Mark | None = None,
 ) -> Change:
-    """Moves `name` in `source` to `new_name` in `target`.
+    """Moves `name` in `source` to `new_name` in `target`; leaves a whiteout to `cover` it.
 
-    With `replace`, what is there goes, unless it is in `held`.
+    With `replace`, what is there goes, unless it is in `held`.  A directory gets `mark`.
+    Raises `ManyWhiteouts` for a directory that is to be emptied first.
     """
     check_name(new_name)
     moved = child_of(state, source, name)
     goal = directory_at(state, target)
-    number = state.child(target, new_name)
-    if number != GONE and not replace:
-        raise AlreadyExists("the name is taken")
-    if number == moved.id:
-        return NOTHING
+    other = at_name(state, target, new_name)
+    if other is not None and other.kind != wf1.WHITEOUT:
+        if not replace:
+            raise AlreadyExists("the name is taken")
+        if other.id == moved.id:
+            return NOTHING
     if _is_within(state, target, moved.id):
         raise InvalidArgument("a directory does not move into itself")
-    nodes = [NodeChange(moved._replace(parent=target))] if moved.is_directory else []
-    if number != GONE:
-        other = node_at(state, number)
-        _check_replaces(state, moved, other)
-        nodes.append(_unlinked(state, other, held=other.id in held))
+    nodes = _moved(moved, target, mark)
+    names: list[NameChange] = []
+    if other is not None:
+        _check_replaces(moved, other)
+        less, fewer = _unlinked(state, other, held=other.id in held)
+        nodes += less
+        names += fewer
     nodes.append(_touched(state, directory_at(state, source), now))
     if target != source:
         nodes.append(_touched(state, goal, now))
-    return Change(nodes, (NameChange(source, name, GONE), NameChange(target, new_name, moved.id)))
+    names.append(_left(state, now, nodes, source, name, cover=cover))
+    names.append(NameChange(target, new_name, moved.id))
+    return Change(nodes, names)
 
 
-def _check_replaces(state: State, moved: Node, other: Node) -> None:
-    """Raises what forbids `moved` to replace `other`."""
+def _moved(node: Node, parent: int, mark: Mark | None) -> list[NodeChange]:
+    """What becomes of a node that moves into `parent`; a directory gets `mark`."""
+    if not node.is_directory:
+        return []
+    after = node._replace(parent=parent)
+    return [NodeChange(after if mark is None else marked(after, mark))]
+
+
+def _check_replaces(moved: Node, other: Node) -> None:
+    """Raises what forbids `moved` to replace `other`, but for entries in it."""
+    if other.kind == wf1.WHITEOUT:
+        return
     if not moved.is_directory:
         if other.is_directory:
             raise IsDirectory("a directory is replaced by a directory only")
         return
     if not other.is_directory:
         raise NotDirectory("a directory replaces a directory only")
-    if not state.is_empty(other.id):
-        raise NotEmpty("the directory has entries")
 
 
-def exchange(state: State, now: int, source: int, name: str, target: int, new_name: str) -> Change:
-    """Has two names change their nodes."""
-    check_name(new_name)
+def exchange(
+    state: State,
+    now: int,
+    source: int,
+    name: str,
+    target: int,
+    new_name: str,
+    *,
+    mark: Mark | None = None,
+    new_mark: Mark | None = None,
+) -> Change:
+    """Has two names change their nodes; what was `name` gets `mark`, the other one `new_mark`,
+    directories only."""
     moved = child_of(state, source, name)
     goal = directory_at(state, target)
-    number = state.child(target, new_name)
-    if number == GONE:
-        raise NotFound("no entry to exchange with")
-    if number == moved.id:
+    other = child_of(state, target, new_name)
+    if other.id == moved.id:
         return NOTHING
-    other = node_at(state, number)
     if _is_within(state, target, moved.id) or _is_within(state, source, other.id):
         raise InvalidArgument("a directory does not move into itself")
-    nodes = [
-        NodeChange(node._replace(parent=parent))
-        for node, parent in ((moved, target), (other, source))
-        if node.is_directory
-    ]
+    nodes = _moved(moved, target, mark) + _moved(other, source, new_mark)
     nodes.append(_touched(state, directory_at(state, source), now))
     if target != source:
         nodes.append(_touched(state, goal, now))
@@ -325,8 +401,9 @@ def set_attributes(
     return Change((NodeChange(changed),))
 
 
-def set_opaque(state: State, number: int, *, opaque: bool) -> Change:
-    """A directory that hides, or no longer hides, what lies below it in an overlay."""
-    node = directory_at(state, number)
-    flags = node.flags & ~wf1.OPAQUE | (wf1.OPAQUE if opaque else 0)
-    return Change((NodeChange(node._replace(flags=flags, version=state.changes + 1)),))
+def emptied(state: State, now: int) -> State:
+    """A state with an empty root, without marks, whose ids and versions go on behind those of
+    `state`."""
+    root = _touched(state, marked(node_at(state, wf1.ROOT), Mark()), now)
+    empty = State(EmptyBase(), Counts(), state.next_node, state.changes)
+    return empty.apply(Change((root,)))[0]

@@ -26,7 +26,7 @@ from capstore.images.wf1_base import Tables, read_head
 from capstore.images.wf1_checkpoint import orphans_of
 from capstore.images.wf1_content import Extent
 from capstore.images.wf1_log import FORMAT, decoded
-from capstore.images.wf1_state import Change, NodeChange, State
+from capstore.images.wf1_state import Change, State, gone
 from capstore.schema.errors import Corrupt
 
 
@@ -133,8 +133,7 @@ def _replay(state: State, change: Change, space: Space) -> State:
 def _without_orphans(state: State, space: Space) -> State:
     """The state without nodes that had lost their names and were held when the volume stopped."""
     for node in orphans_of(state):
-        gone = node._replace(flags=node.flags | wf1.REMOVED, target="")
-        state = _replay(state, Change((NodeChange(gone),)), space)
+        state = _replay(state, Change((gone(node),)), space)
     return state
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Final, NamedTuple, Protocol
 
 from immutables import Map, MapMutation
@@ -32,6 +33,7 @@ from capstore.images.wf1_content import (
     extents_between,
     overlaid,
 )
+from capstore.schema.limits import PAGE_ENTRIES_MAX
 from capstore.schema.nodes import Provenance
 
 GONE: Final = 0
@@ -41,7 +43,12 @@ _NO_NAMES: Final[Map[int, Map[str, int]]] = Map()
 
 
 class Node(NamedTuple):
-    """A node; times in ns since 1970, `parent` is a directory's, `target` a symbolic link's."""
+    """A node; times in ns since 1970, `parent` is a directory's, `target` a symbolic link's.
+
+    `links` counts names, and one more while `below` is not 0.  An overlay's marks: `origin` is what
+    the node is a copy of, `below` how many names of lower layers stand for it, too, and `redirect`
+    where a directory goes on in lower layers.
+    """
 
     id: int
     kind: int
@@ -55,11 +62,24 @@ class Node(NamedTuple):
     parent: int = 0
     target: str = ""
     content: Chunks | None = EMPTY
+    redirect: str = ""
+    origin: int = 0
+    below: int = 0
 
     @property
     def is_directory(self) -> bool:
         """Whether it is one."""
         return bool(self.kind == wf1.DIRECTORY)
+
+    @property
+    def text(self) -> str:
+        """What it has in the heap: a link its target, a directory its redirect."""
+        return self.target or self.redirect
+
+    @property
+    def names(self) -> int:
+        """How many names it has."""
+        return self.links - 1 if self.below else self.links
 
 
 class NodeChange(NamedTuple):
@@ -70,6 +90,12 @@ class NodeChange(NamedTuple):
 
     node: Node
     extents: Sequence[Extent] = ()
+
+
+def gone(node: Node) -> NodeChange:
+    """That `node` is no more."""
+    flags = node.flags | wf1.REMOVED
+    return NodeChange(node._replace(links=0, flags=flags, target="", redirect="", below=0))
 
 
 class NameChange(NamedTuple):
@@ -163,34 +189,36 @@ class State:
             return found
         return self.base.child(directory, name)
 
-    def is_empty(self, directory: int) -> bool:
-        """Whether no name is in the directory."""
-        return not self.list_names(directory, "", 1)
-
     def list_names(self, directory: int, after: str, limit: int) -> list[tuple[str, int]]:
         """Up to `limit` names behind `after` with their nodes, in the order of their bytes."""
         changed = self.names.get(directory)
         if not changed:
             return list(self.base.names(directory, after, limit))
+        return list(islice(self.names_behind(directory, after, limit), limit))
+
+    def names_behind(
+        self, directory: int, after: str = "", at_once: int = PAGE_ENTRIES_MAX
+    ) -> Iterator[tuple[str, int]]:
+        """All names behind `after` with their nodes, in the order of their bytes; those of the base
+        are looked up `at_once` at a time."""
+        changed = self.names.get(directory, _NO_CHANGES)
         # The order of UTF-8 bytes is that of code points, which is how Python compares.
         mine = sorted(changed)
         at = bisect.bisect_right(mine, after) if after else 0
-        found: list[tuple[str, int]] = []
-        theirs = _Names(self.base, directory, after, limit)
-        while len(found) < limit:
+        theirs = _Names(self.base, directory, after, at_once)
+        while True:
             other = theirs.peek()
             if at < len(mine) and (other is None or mine[at] <= other[0]):
                 if other is not None and mine[at] == other[0]:
                     theirs.skip()
                 if (node := changed[mine[at]]) != GONE:
-                    found.append((mine[at], node))
+                    yield mine[at], node
                 at += 1
             elif other is not None:
-                found.append(other)
+                yield other
                 theirs.skip()
             else:
-                break
-        return found
+                return
 
     def content(self, node: Node) -> Chunks:
         """The content of a file of this state."""
@@ -306,7 +334,7 @@ class _Counting:
         for node, sign in ((before, -1), (after, 1)):
             if node is not None:
                 self.nodes += sign
-                self.heap += sign * len(node.target.encode())
+                self.heap += sign * len(node.text.encode())
 
     def name(self, name: str, before: int, after: int) -> None:
         more = (after != GONE) - (before != GONE)

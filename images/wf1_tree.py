@@ -263,7 +263,7 @@ def _stat_of(node: Node) -> Stat:
         modified=node.modified if recorded else 0,
         provenance=node.provenance,
         executable=bool(node.flags & wf1.EXECUTABLE),
-        link_count=node.links,
+        link_count=node.names,
     )
 
 

@@ -66,6 +66,8 @@ class Upkeep:
         # What is other than the tables say.
         self._changed: set[int] = set(engine.state.nodes)
         self._renamed: set[int] = set(engine.state.names)
+        # What had no name at the last checkpoint, and so is not in its tables.
+        self.left_out: set[int] = set()
         self._work: Iterator[None] | None = None
         self._is_in_a_hurry = False
         self._is_cleaning_due = False
@@ -255,7 +257,8 @@ class Upkeep:
             raise
         old_log, log.log_segments = log.log_segments[:-1], log.log_segments[-1:]
         log.log_bytes = log.data_bytes = 0
-        self._changed = {node.id for node in orphans_of(engine.state)}
+        self.left_out = {node.id for node in orphans_of(engine.state)}
+        self._changed = set(self.left_out)
         self._renamed = set()
         try:
             yield from log.paced(writer.steps(), self._hurries)

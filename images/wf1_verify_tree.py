@@ -48,6 +48,8 @@ class _Nodes:
         self.ids = array("q")
         self.parents = array("q")
         self.links = array("q")
+        # 1 for a node that lower layers show, too.
+        self.below = array("q")
         self.directories: list[int] = []
         self.text_bytes = 0
 
@@ -78,13 +80,14 @@ class _Nodes:
         self.ids.append(min(node.id, (1 << 63) - 1))
         self.parents.append(min(node.parent, (1 << 63) - 1) if node.is_directory else -1)
         self.links.append(node.links)
-        self.text_bytes += len(node.target.encode())
+        self.below.append(node.links - node.names)
+        self.text_bytes += len(node.text.encode())
         if node.is_directory:
             self.directories.append(node.id)
 
     def _sort(self) -> None:
         order = np.argsort(np.array(self.ids, dtype=np.int64), kind="stable")
-        for name in ("ids", "parents", "links"):
+        for name in ("ids", "parents", "links", "below"):
             setattr(self, name, array("q", np.array(getattr(self, name), dtype=np.int64)[order]))
 
 
@@ -97,6 +100,8 @@ def _alone(node: Node, state: State) -> Iterator[Finding]:
         yield Finding(where, "its version is to come")
     if node.flags & ~(wf1.EXECUTABLE | wf1.OPAQUE):
         yield Finding(where, f"it has flags that are not known: {node.flags:#x}")
+    if node.flags & wf1.OPAQUE and not node.is_directory:
+        yield Finding(where, "it is opaque, but no directory")
     if node.kind == wf1.SYMLINK and node.size != len(node.target.encode()):
         yield Finding(where, "its size is not that of its target")
     elif node.kind not in (wf1.FILE, wf1.SYMLINK) and node.size:
@@ -146,12 +151,13 @@ def _links(nodes: _Nodes, names: _Names) -> Iterator[Finding]:
     named = np.bincount(rows[there], minlength=len(ids))
     # The root's one link is no name.
     named[ids == wf1.ROOT] += 1
-    links = _numbers(nodes.links)
-    for row in np.flatnonzero(named != links).tolist():
-        if not named[row]:
+    links, below = _numbers(nodes.links), _numbers(nodes.below)
+    for row in np.flatnonzero(named + below != links).tolist():
+        if not named[row] and not below[row]:
             message = "it has no name: nothing leads to it"
         else:
-            message = f"it has {named[row]} names, but says {links[row]}"
+            shown = " and lower layers show it" if below[row] else ""
+            message = f"it has {named[row]} names{shown}, but says {links[row]}"
         yield Finding(f"node {ids[row]}", message)
 
 

@@ -194,13 +194,13 @@ struct Wf1Node {
   links @11 :UInt32;
   count @12 :UInt32;
   textSum @13 :UInt32;
-  reserved2 @14 :UInt32;
-  reserved3 @15 :UInt64;
-  reserved4 @16 :UInt64;
-  reserved5 @17 :UInt64;
-  reserved6 @18 :UInt64;
-  reserved7 @19 :UInt64;
-  reserved8 @20 :UInt32;
+  below @14 :UInt32;
+  origin @15 :UInt64;
+  redirectAt @16 :UInt64;
+  reserved2 @17 :UInt64;
+  reserved3 @18 :UInt64;
+  reserved4 @19 :UInt64;
+  redirectBytes @20 :UInt32;
   crc @21 :UInt32;
 }
 
