@@ -19,9 +19,10 @@ from collections.abc import Callable
 
 import anyio
 
-from capstore.backers.memory_data import DirectoryState, FileState, State
+from capstore.backers.layer import Mark
+from capstore.backers.memory_data import DirectoryState, FileState, Inode, State
 from capstore.backers.memory_save import Saver
-from capstore.backers.memory_tree import VOLUME_ID_BYTES, Inode, Limits, Snapshot, Tree
+from capstore.backers.memory_tree import VOLUME_ID_BYTES, Limits, Snapshot, Tree
 from capstore.backers.node import (
     Attributes,
     Buffer,
@@ -33,7 +34,6 @@ from capstore.backers.node import (
     NodeKind,
     OpenFlags,
     Page,
-    Provenance,
     RenameMode,
     Stat,
     Usage,
@@ -139,6 +139,11 @@ class MemoryVolume(Volume):
         if self._saver is not None:
             await self._saver.save(self.tree)
 
+    async def reset(self) -> None:
+        """Removes everything below the root, whiteouts and marks included, at once."""
+        self.check_open()
+        self.tree.reset()
+
     async def close(self) -> None:
         """Saves and releases the volume; when saving fails the volume stays open."""
         async with self._closing:
@@ -163,7 +168,7 @@ class MemoryVolume(Volume):
             # The node's own handle would lead to the live tree, which is more than was held.
             raise Unsupported("a snapshot lives no longer than its holder")
         inode = node.inode
-        if not inode.state.links:
+        if not inode.state.shown:
             raise NotFound("the node has no name")
         return self.tree.volume_id + inode.id.to_bytes(8, "big")
 
@@ -173,7 +178,7 @@ class MemoryVolume(Volume):
         if volume_id != self.tree.volume_id or len(raw) != 8:
             raise InvalidArgument("no handle of this volume")
         inode = self.tree.index.get(int.from_bytes(raw, "big"))
-        if inode is None or not inode.state.links:
+        if inode is None or not inode.state.shown:
             raise NotFound("the node is gone")
         if inode.kind is NodeKind.DIRECTORY:
             return MemoryDirectory(self, inode)
@@ -182,26 +187,45 @@ class MemoryVolume(Volume):
         raise InvalidArgument("no handle of this volume")
 
 
-def _stat_of(inode: Inode, state: State) -> Stat:
-    size = len(inode.target.encode())
-    if isinstance(state, FileState):
-        size = state.size
+def stat_of(inode: Inode, state: State, links: int) -> Stat:
+    """What is known of a node with that state, `links` its number of names."""
+    size = state.size if isinstance(state, FileState) else len(inode.target.encode())
+    # By place, as every look-up comes through here and keywords cost a third more.
     return Stat(
-        kind=inode.kind,
-        size=size,
-        node_id=inode.id,
-        version=state.version,
-        created=state.created,
-        modified=state.modified,
-        provenance=Provenance.WALL_CLOCK,
-        executable=state.executable,
-        link_count=state.links,
+        inode.kind,
+        size,
+        inode.id,
+        state.version,
+        state.created,
+        state.modified,
+        state.provenance,
+        state.executable,
+        links,
     )
 
 
-def _entry_of(name: str, inode: Inode, state: State) -> Entry:
+def entry_of(name: str, inode: Inode, state: State, links: int) -> Entry:
+    """An entry for a node with that state, `links` its number of names."""
     target = inode.target if inode.kind is NodeKind.SYMLINK else None
-    return Entry(name, _stat_of(inode, state), target)
+    return Entry(name, stat_of(inode, state, links), target)
+
+
+def open_inode(
+    volume: MemoryVolume, inode: Inode, flags: OpenFlags, view: Snapshot | None
+) -> MemoryFile:
+    """Opens a node that is there.
+
+    Raises `AlreadyExists` (exclusive), `IsDirectory`, and `Unsupported` for what is no file.
+    """
+    if OpenFlags.EXCLUSIVE in flags:
+        raise AlreadyExists("the name is taken")
+    if inode.kind is NodeKind.DIRECTORY:
+        raise IsDirectory("a directory")
+    if inode.kind is not NodeKind.FILE:
+        raise Unsupported("only a file can be opened")
+    if OpenFlags.TRUNCATE in flags:
+        volume.tree.truncate(inode, 0)
+    return MemoryFile(volume, inode, writable=flags.writes, view=view)
 
 
 class MemoryFile(FileNode):
@@ -219,8 +243,8 @@ class MemoryFile(FileNode):
         self.view = view
         self._inode: Inode | None = inode
         self._writable = writable
-        # What `stat` tells after `close`, when the node itself may be gone.
-        self._last: Stat | None = None
+        # What `stat` and `about` tell after `close`, when the node itself may be gone.
+        self._last: tuple[Stat, Mark] | None = None
 
     def __repr__(self) -> str:
         if self._inode is None:
@@ -235,13 +259,14 @@ class MemoryFile(FileNode):
             raise Closed("the file was closed")
         return self._inode
 
-    def _state(self) -> FileState:
+    def state(self) -> FileState:
+        """The node's state, as it is or was then; raises `Closed`."""
         inode = self.inode
         state = inode.state if self.view is None else self.view.state(inode)
         assert isinstance(state, FileState)  # noqa: S101 the kind of a node never changes
         return state
 
-    def _changing(self) -> Inode:
+    def changing(self) -> Inode:
         """The node, for a change; raises `Closed`, `ReadOnly`."""
         inode = self.inode
         if not self._writable:
@@ -250,43 +275,48 @@ class MemoryFile(FileNode):
 
     async def stat(self) -> Stat:
         """What is known of the file; after `close` what was known then."""
+        return self.about()[0]
+
+    def about(self) -> tuple[Stat, Mark]:
+        """`stat` and the mark; after `close` what they were then."""
         if self._last is not None:
             return self._last
-        return _stat_of(self.inode, self._state())
+        inode, state = self.inode, self.state()
+        return stat_of(inode, state, state.links), state.mark
 
     async def sync(self) -> None:
         _ = self.inode
         await self.volume.sync()
 
     async def size(self) -> int:
-        return self._state().size
+        return self.state().size
 
     async def read_into(self, offset: int, view: memoryview) -> int:
-        state = self._state()
+        state = self.state()
         if offset < 0:
             raise InvalidArgument("a negative offset")
         return state.read_into(offset, view)
 
     async def write(self, offset: int, data: Buffer) -> None:
-        self.volume.tree.write(self._changing(), offset, memoryview(data).cast("B"))
+        self.volume.tree.write(self.changing(), offset, memoryview(data).cast("B"))
 
     async def append(self, data: Buffer) -> int:
-        inode = self._changing()
-        offset = self._state().size
+        inode = self.changing()
+        offset = self.state().size
         self.volume.tree.write(inode, offset, memoryview(data).cast("B"))
         return offset
 
     async def truncate(self, size: int) -> None:
-        self.volume.tree.truncate(self._changing(), size)
+        self.volume.tree.truncate(self.changing(), size)
 
     async def set_attributes(self, change: Attributes) -> None:
         """Changes attributes; all of a file's can be recorded."""
-        self.volume.tree.set_attributes(self._changing(), change)
+        self.volume.tree.set_attributes(self.changing(), change)
 
     async def close(self) -> None:
         """Lets go of the node and, with it, of a snapshot."""
         if self._inode is not None and not self.volume.closed:
-            self._last = _stat_of(self._inode, self._state())
+            self._last = self.about()
         self._inode = None
         self.view = None
 
@@ -309,15 +339,17 @@ class MemoryDirectory(DirectoryNode):
         self.volume.check_open()
         return self._inode
 
-    def _state_of(self, inode: Inode) -> State:
+    def state_of(self, inode: Inode) -> State:
+        """The state of a node of the tree, as it is or was then."""
         return inode.state if self.view is None else self.view.state(inode)
 
-    def _state(self) -> DirectoryState:
-        state = self._state_of(self.inode)
+    def state(self) -> DirectoryState:
+        """The directory's own state, as it is or was then; raises `Closed`."""
+        state = self.state_of(self.inode)
         assert isinstance(state, DirectoryState)  # noqa: S101 the kind of a node never changes
         return state
 
-    def _changing(self) -> Inode:
+    def changing(self) -> Inode:
         """The node, for a change below it; raises `ReadOnly` in a snapshot."""
         inode = self.inode
         if self.view is not None:
@@ -328,23 +360,29 @@ class MemoryDirectory(DirectoryNode):
         """The node of a second directory that takes part in a change of this one."""
         if not isinstance(target, MemoryDirectory) or target.volume is not self.volume:
             raise CrossVolume("the target is not of this volume")
-        return target._changing()  # the same class
+        return target.changing()  # the same class
 
     async def stat(self) -> Stat:
-        return _stat_of(self.inode, self._state())
+        return self.about()[0]
+
+    def about(self) -> tuple[Stat, Mark]:
+        """`stat` and the mark."""
+        inode, state = self.inode, self.state()
+        return stat_of(inode, state, state.links), state.mark
 
     async def sync(self) -> None:
         await self.volume.sync()
 
     async def lookup(self, name: str) -> Entry:
-        inode = self.volume.tree.child(self._state(), name)
-        return _entry_of(name, inode, self._state_of(inode))
+        inode = self.volume.tree.child(self.state(), name)
+        state = self.state_of(inode)
+        return entry_of(name, inode, state, state.links)
 
     async def list(self, after: str = "", limit: int = PAGE_ENTRIES_MAX) -> Page:
         """Up to `limit` entries behind `after`, as many as names and targets fit in a page."""
-        state = self._state()
+        state = self.state()
         limit = max(1, min(limit, PAGE_ENTRIES_MAX))
-        names = state.names_after(after, limit + 1)
+        names = state.entries.after(after, limit + 1)
         entries: list[Entry] = []
         room = PAGE_BYTES_MAX
         for name in names[:limit]:
@@ -352,47 +390,39 @@ class MemoryDirectory(DirectoryNode):
             room -= len(name.encode()) + len(inode.target.encode())
             if room < 0 and entries:
                 break
-            entries.append(_entry_of(name, inode, self._state_of(inode)))
+            own = self.state_of(inode)
+            entries.append(entry_of(name, inode, own, own.links))
         return Page(entries, more=len(names) > len(entries))
 
     async def open(self, name: str, flags: OpenFlags = OpenFlags.READ) -> FileNode:
         flags.check()
         check_name(name)
-        writable = flags.writes
-        if writable:
-            self._changing()
-        inode = self._state().entries.get(name)
+        if flags.writes:
+            self.changing()
+        inode = self.state().entries.get(name)
         if inode is None:
             if OpenFlags.CREATE in flags:
                 return await self.create(name)
             raise NotFound("no entry of this name")
-        if OpenFlags.EXCLUSIVE in flags:
-            raise AlreadyExists("the name is taken")
-        if inode.kind is NodeKind.DIRECTORY:
-            raise IsDirectory("a directory")
-        if inode.kind is not NodeKind.FILE:
-            raise Unsupported("only a file can be opened")
-        if OpenFlags.TRUNCATE in flags:
-            self.volume.tree.truncate(inode, 0)
-        return MemoryFile(self.volume, inode, writable=writable, view=self.view)
+        return open_inode(self.volume, inode, flags, self.view)
 
-    async def create(self, name: str, *, executable: bool = False) -> FileNode:
-        inode = self.volume.tree.make(self._changing(), name, NodeKind.FILE)
+    async def create(self, name: str, *, executable: bool = False) -> MemoryFile:
+        inode = self.volume.tree.make(self.changing(), name, NodeKind.FILE)
         inode.state.executable = executable
         return MemoryFile(self.volume, inode, writable=True)
 
-    async def mkdir(self, name: str) -> DirectoryNode:
-        inode = self.volume.tree.make(self._changing(), name, NodeKind.DIRECTORY)
+    async def mkdir(self, name: str) -> MemoryDirectory:
+        inode = self.volume.tree.make(self.changing(), name, NodeKind.DIRECTORY)
         return MemoryDirectory(self.volume, inode)
 
-    async def sub(self, name: str) -> DirectoryNode:
-        inode = self.volume.tree.child(self._state(), name)
+    async def sub(self, name: str) -> MemoryDirectory:
+        inode = self.volume.tree.child(self.state(), name)
         if inode.kind is not NodeKind.DIRECTORY:
             raise NotDirectory("no directory")
         return MemoryDirectory(self.volume, inode, self.view)
 
     async def remove(self, name: str, expect: Expect = Expect.ANY) -> None:
-        self.volume.tree.remove(self._changing(), name, expect)
+        self.volume.tree.remove(self.changing(), name, expect)
 
     async def rename(
         self,
@@ -401,19 +431,19 @@ class MemoryDirectory(DirectoryNode):
         new_name: str,
         mode: RenameMode = RenameMode.REPLACE,
     ) -> None:
-        source = self._changing()
+        source = self.changing()
         self.volume.tree.rename(source, name, self._target(target), new_name, mode)
 
     async def symlink(self, name: str, target: str) -> None:
-        self.volume.tree.symlink(self._changing(), name, target)
+        self.volume.tree.symlink(self.changing(), name, target)
 
     async def link(self, name: str, target: DirectoryNode, new_name: str) -> None:
-        source = self._changing()
+        source = self.changing()
         self.volume.tree.link(source, name, self._target(target), new_name)
 
     async def set_attributes(self, change: Attributes, name: str = "") -> None:
         """Changes attributes; an executable bit is `Unsupported` but for files."""
-        inode = self._changing()
+        inode = self.changing()
         if name:
             inode = self.volume.tree.child(inode.state, name)
         self.volume.tree.set_attributes(inode, change)
@@ -421,7 +451,7 @@ class MemoryDirectory(DirectoryNode):
     async def usage(self) -> Usage:
         return await self.volume.usage()
 
-    async def snapshot(self) -> DirectoryNode:
+    async def snapshot(self) -> MemoryDirectory:
         """This directory and all below as it is now; of a snapshot, the same."""
         inode = self.inode
         return MemoryDirectory(self.volume, inode, self.view or self.volume.tree.snapshot())

@@ -10,6 +10,8 @@ Invariants:
 * What may fail is reserved before anything changes; an operation that raises changed nothing.
 * A state or chunk whose generation is at most that of the newest snapshot alive is shared with
   that snapshot and is never changed; the writer copies it first.
+* A whiteout is no entry: it is in a table of its own, costs what an entry of its name costs, and
+  no name is in both tables.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
-from capstore.schema.errors import NoSpace
+from capstore.backers.layer import NO_MARK, Mark
+from capstore.backers.node import NodeKind, Provenance
+from capstore.schema.errors import InvalidArgument, NoSpace, TooLarge
 from capstore.schema.limits import KIB
-
-if TYPE_CHECKING:
-    from capstore.backers.memory_tree import Inode
+from capstore.schema.names import check_name
 
 CHUNK_BYTES = 64 * KIB
 # What an entry costs besides its name: about a slot of a dict and the string's own header.
@@ -32,6 +34,13 @@ ENTRY_BYTES = 64
 # So many changes in a row that no listing came between drop the sorted names: a bulk import
 # should not pay for keeping them in order.
 _UNREAD_CHANGES_MAX = 4096
+
+# A path, as a symbolic link's target is.
+REDIRECT_BYTES_MAX = 4095
+_ORIGINS = range(2**64)
+_COUNTS = range(2**63)
+
+V = TypeVar("V")
 
 
 class Account:
@@ -135,7 +144,16 @@ class Chunk(Charged):
 class State(Charged):
     """One version of a node, from `generation` on: what `stat` tells of it."""
 
-    __slots__ = ("created", "executable", "generation", "links", "modified", "version")
+    __slots__ = (
+        "created",
+        "executable",
+        "generation",
+        "links",
+        "mark",
+        "modified",
+        "provenance",
+        "version",
+    )
 
     def __init__(self, account: Account, generation: int, version: int, now: int) -> None:
         super().__init__(account, 0)
@@ -143,8 +161,20 @@ class State(Charged):
         self.version = version
         self.created = now
         self.modified = now
+        self.provenance = Provenance.WALL_CLOCK
         self.executable = False
         self.links = 0
+        self.mark = NO_MARK
+
+    @property
+    def shown(self) -> int:
+        """Under how many names the node is shown, those in layers below included."""
+        return self.links + self.mark.below
+
+    def put_mark(self, mark: Mark) -> None:
+        """Sets the mark; what it costs more than the old one (`mark_cost`) was taken before."""
+        self.charged += mark_cost(mark) - mark_cost(self.mark)
+        self.mark = mark
 
     def copy(self, generation: int) -> State:
         """A copy to change while snapshots keep this one; raises `NoSpace`."""
@@ -154,8 +184,10 @@ class State(Charged):
 
     def _copy_stat(self, other: State) -> None:
         other.created = self.created
+        other.provenance = self.provenance
         other.executable = self.executable
         other.links = self.links
+        other.mark = self.mark
 
 
 class FileState(State):
@@ -261,46 +293,58 @@ class FileState(State):
 
 
 def entry_cost(name: str) -> int:
-    """Bytes charged for an entry called `name`."""
+    """Bytes charged for an entry called `name`, or for a whiteout."""
     return ENTRY_BYTES + len(name.encode())
 
 
-class DirectoryState(State):
-    """Entries by name; each version of a directory is charged for all of its entries.
+def mark_cost(mark: Mark) -> int:
+    """Bytes charged for a mark."""
+    return len(mark.redirect.encode())
+
+
+def check_mark(kind: NodeKind, mark: Mark) -> None:
+    """Raises `TooLarge` for a redirect that is too long, `InvalidArgument` for a mark that a node
+    of this kind cannot have."""
+    if kind is NodeKind.DIRECTORY:
+        if mark.below:
+            raise InvalidArgument("a directory has no names below")
+    elif mark.opaque or mark.redirect:
+        raise InvalidArgument("only a directory is opaque or redirected")
+    if mark.origin not in _ORIGINS or mark.below not in _COUNTS or (mark.below and not mark.origin):
+        raise InvalidArgument("a mark with an impossible origin")
+    if mark.redirect:
+        if len(mark.redirect) > REDIRECT_BYTES_MAX:
+            raise TooLarge("a redirect that is too long")
+        for part in mark.redirect.split("/"):
+            check_name(part)
+        if len(mark.redirect.encode()) > REDIRECT_BYTES_MAX:
+            raise TooLarge("a redirect that is too long")
+
+
+class NameTable(dict[str, V], Generic[V]):
+    """Something by name; changed by `put` and `drop` only.
 
     The names in order are kept from the first listing on and follow the changes.
     """
 
-    __slots__ = ("_sorted", "_unread", "entries")
+    __slots__ = ("_sorted", "_unread")
 
-    def __init__(self, account: Account, generation: int, version: int, now: int) -> None:
-        super().__init__(account, generation, version, now)
-        self.entries: dict[str, Inode] = {}
+    def __init__(self, other: NameTable[V] | None = None) -> None:
+        super().__init__(other or {})
         self._sorted: list[str] | None = None
         self._unread = 0
 
-    def copy(self, generation: int) -> DirectoryState:
-        """As `State.copy`; the table of entries is copied, and charged."""
-        self.account.take(0, copied=self.charged)
-        other = DirectoryState(self.account, generation, self.version, self.modified)
-        self._copy_stat(other)
-        other.charged = self.charged
-        other.entries = self.entries.copy()
-        return other
-
-    def put(self, name: str, inode: Inode) -> None:
-        """Sets an entry; a new name's `entry_cost` was taken before."""
-        if name not in self.entries:
-            self.charged += entry_cost(name)
+    def put(self, name: str, value: V) -> None:
+        """Sets what is called `name`."""
+        if name not in self:
             names = self._followed()
             if names is not None:
                 insort(names, name)
-        self.entries[name] = inode
+        self[name] = value
 
     def drop(self, name: str) -> None:
-        """Removes an entry; its `entry_cost` is for the caller to give back."""
-        del self.entries[name]
-        self.charged -= entry_cost(name)
+        """Removes a name that is there."""
+        del self[name]
         names = self._followed()
         if names is not None:
             del names[bisect_left(names, name)]
@@ -312,14 +356,95 @@ class DirectoryState(State):
             self._sorted = None
         return self._sorted
 
-    def names_after(self, after: str, count: int) -> list[str]:
+    def after(self, after: str, count: int) -> list[str]:
         """Up to `count` names behind `after`, in the order of their UTF-8 bytes.
 
         That is the order of code points, which is how Python compares strings.
         """
         names = self._sorted
         if names is None:
-            names = self._sorted = sorted(self.entries)
+            names = self._sorted = sorted(self)
         self._unread = 0
         start = bisect_right(names, after)
         return names[start : start + count]
+
+
+class DirectoryState(State):
+    """Entries and whiteouts by name; each version of a directory is charged for all of them."""
+
+    __slots__ = ("entries", "whiteouts")
+
+    def __init__(self, account: Account, generation: int, version: int, now: int) -> None:
+        super().__init__(account, generation, version, now)
+        self.entries: NameTable[Inode] = NameTable()
+        self.whiteouts: NameTable[None] = NameTable()
+
+    def copy(self, generation: int) -> DirectoryState:
+        """As `State.copy`; the tables are copied, and charged."""
+        self.account.take(0, copied=self.charged)
+        other = self.emptied(generation)
+        other.charged = self.charged
+        other.entries = NameTable(self.entries)
+        other.whiteouts = NameTable(self.whiteouts)
+        other.mark = self.mark
+        return other
+
+    def emptied(self, generation: int) -> DirectoryState:
+        """A copy without entries, whiteouts and mark, which costs nothing."""
+        other = DirectoryState(self.account, generation, self.version, self.modified)
+        self._copy_stat(other)
+        other.mark = NO_MARK
+        return other
+
+    def cost_of(self, name: str) -> int:
+        """What `put` or `cover` of `name` costs: nothing where an entry or a whiteout is."""
+        return 0 if name in self.entries or name in self.whiteouts else entry_cost(name)
+
+    def put(self, name: str, inode: Inode) -> None:
+        """Sets an entry, also over a whiteout; its `cost_of` was taken before."""
+        self.charged += self.cost_of(name)
+        if name in self.whiteouts:
+            self.whiteouts.drop(name)
+        self.entries.put(name, inode)
+
+    def cover(self, name: str) -> None:
+        """Sets a whiteout, also over an entry; its `cost_of` was taken before."""
+        self.charged += self.cost_of(name)
+        if name in self.entries:
+            self.entries.drop(name)
+        self.whiteouts.put(name, None)
+
+    def drop(self, name: str) -> None:
+        """Removes an entry; its `entry_cost` is for the caller to give back."""
+        self.entries.drop(name)
+        self.charged -= entry_cost(name)
+
+    def reveal(self, name: str) -> None:
+        """Removes a whiteout; its `entry_cost` is for the caller to give back."""
+        self.whiteouts.drop(name)
+        self.charged -= entry_cost(name)
+
+
+class Inode(Charged):
+    """A node, whatever its names: `kind`, the live `state`, and what never changes."""
+
+    __slots__ = ("__weakref__", "id", "kind", "parent_id", "state", "target")
+    nodes = 1
+
+    def __init__(
+        self, account: Account, kind: NodeKind, node_id: int, state: State, target: str = ""
+    ) -> None:
+        super().__init__(account, len(target.encode()))
+        self.kind = kind
+        self.id = node_id
+        self.state = state
+        self.target = target
+        # The directory that a directory is in; meaningless for what may have several names.
+        self.parent_id = 0
+
+
+class Register(Inode):
+    """A directory that is none of the volume's nodes."""
+
+    __slots__ = ()
+    nodes = 0

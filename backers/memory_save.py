@@ -26,15 +26,16 @@ from typing import BinaryIO
 
 import anyio
 
-from capstore.backers.memory_data import ENTRY_BYTES, FileState, State
+from capstore.backers.layer import NO_MARK, Mark
+from capstore.backers.memory_data import ENTRY_BYTES, DirectoryState, FileState, Inode, State
+from capstore.backers.memory_marks import cover, set_mark
 from capstore.backers.memory_tree import (
     ROOT_ID,
     VOLUME_ID_BYTES,
-    Inode,
     Limits,
     Snapshot,
     Tree,
-    walk,
+    directories_of,
 )
 from capstore.backers.node import NodeKind
 from capstore.backers.workers import in_worker
@@ -52,7 +53,9 @@ from capstore.schema.errors import (
     Busy,
     Corrupt,
     InvalidArgument,
+    InvalidName,
     StorageIOError,
+    TooLarge,
     from_os_error,
 )
 
@@ -115,31 +118,31 @@ class Saver:
             snapshot = tree.snapshot()
             header = Header(tree.volume_id, tree.next_id, tree.changes, members=0)
             with tree.account.lending():
-                await in_worker(lambda: self._write(tree.root, snapshot, header))
+                await in_worker(lambda: self._write(tree, snapshot, header))
 
     def release(self) -> None:
         """Unlocks the file."""
         os.close(self._descriptor)
 
-    def _write(self, root: Inode, snapshot: Snapshot, header: Header) -> None:
+    def _write(self, tree: Tree, snapshot: Snapshot, header: Header) -> None:
         with _host_errors("saving the volume"):
             directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                self._replace(directory, root, snapshot, header)
+                self._replace(directory, tree, snapshot, header)
             finally:
                 os.close(directory)
             self._saved = header.changes
 
-    def _replace(self, directory: int, root: Inode, snapshot: Snapshot, header: Header) -> None:
+    def _replace(self, directory: int, tree: Tree, snapshot: Snapshot, header: Header) -> None:
         temporary = f".{self._path.name[:200]}.{secrets.token_hex(8)}.saving"
         mode = os.fstat(self._descriptor).st_mode & 0o777
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, mode, dir_fd=directory)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            count = 1 + sum(1 for _ in walk(root, snapshot))
+            count = count_members(tree, snapshot)
             with open(descriptor, "wb", closefd=False, buffering=1 << 20) as stream:
-                write_tree(stream, replace(header, members=count), members_of(root, snapshot))
+                write_tree(stream, replace(header, members=count), members_of(tree, snapshot))
             os.fchmod(descriptor, mode)
             os.fsync(descriptor)
             os.rename(temporary, self._path.name, src_dir_fd=directory, dst_dir_fd=directory)
@@ -198,19 +201,45 @@ class _Content:
             yield _ZEROS[: stop - start - len(data)]
 
 
-def members_of(root: Inode, snapshot: Snapshot) -> Iterator[Member]:
-    """The tree that `snapshot` shows, directories before what is in them."""
-    yield _member(root, snapshot.state(root), 0, "")
+def count_members(tree: Tree, snapshot: Snapshot) -> int:
+    """How many `members_of` gives."""
+    directories = sum(
+        len(state.entries) + len(state.whiteouts)
+        for _, state in directories_of(tree.root, snapshot)
+    )
+    return 1 + directories + sum(1 for _ in _unnamed(tree, snapshot))
+
+
+def members_of(tree: Tree, snapshot: Snapshot) -> Iterator[Member]:
+    """The tree that `snapshot` shows, directories before what is in them; last what has no name."""
+    yield _member(tree.root, snapshot.state(tree.root), 0, "")
     linked: set[int] = set()
-    for directory, name, inode in walk(root, snapshot):
-        if inode.id in linked:
-            member = _member(inode, snapshot.state(inode), directory.id, name)
-            yield replace(member, kind=MemberKind.LINK, size=0, target="", content=())
-            continue
-        state = snapshot.state(inode)
-        if state.links > 1:
-            linked.add(inode.id)
-        yield _member(inode, state, directory.id, name)
+    for directory, state in directories_of(tree.root, snapshot):
+        for name in state.whiteouts:
+            yield Member(MemberKind.WHITEOUT, 0, directory.id, name)
+        for name, inode in state.entries.items():
+            yield _entry_member(inode, snapshot.state(inode), directory.id, name, linked)
+    for inode in _unnamed(tree, snapshot):
+        yield _member(inode, snapshot.state(inode), 0, "")
+
+
+def _unnamed(tree: Tree, snapshot: Snapshot) -> Iterator[Inode]:
+    """What lives only because layers below show it, too."""
+    register = snapshot.state(tree.linked)
+    assert isinstance(register, DirectoryState)  # noqa: S101 the kind of a node never changes
+    return (inode for inode in register.entries.values() if not snapshot.state(inode).links)
+
+
+def _entry_member(
+    inode: Inode, state: State, parent_id: int, name: str, linked: set[int]
+) -> Member:
+    """A name, of a node that came before if that is in `linked`."""
+    if inode.id in linked:
+        member = _member(inode, state, parent_id, name)
+        return replace(member, kind=MemberKind.LINK, size=0, target="", content=())
+    if state.links > 1:
+        linked.add(inode.id)
+    return _member(inode, state, parent_id, name)
 
 
 def _member(inode: Inode, state: State, parent_id: int, name: str) -> Member:
@@ -227,6 +256,11 @@ def _member(inode: Inode, state: State, parent_id: int, name: str) -> Member:
         size=size,
         target=inode.target,
         linked=state.links > 1,
+        provenance=state.provenance,
+        opaque=state.mark.opaque,
+        redirect=state.mark.redirect,
+        origin=state.mark.origin,
+        below=state.mark.below,
         content=content or (),
     )
 
@@ -236,7 +270,7 @@ def _member(inode: Inode, state: State, parent_id: int, name: str) -> Member:
 
 def load_tree(stream: BinaryIO, limits: Limits, clock: Callable[[], int]) -> Tree:
     """The tree in an archive; raises `Corrupt`, `NoSpace`, `TooLarge`."""
-    # Every member but the root is an entry, which costs at least this.
+    # Every member but the root is an entry, or one of the register; each costs at least this.
     members_max = 1 + limits.total_bytes_max // ENTRY_BYTES
     budget = Budget(limits.total_bytes_max, limits.file_bytes_max, members_max)
     header, members = read_tree(stream, budget)
@@ -257,33 +291,57 @@ def _load_root(tree: Tree, member: Member | None) -> None:
         raise Corrupt("a tree without root")
     if member.kind is not MemberKind.DIRECTORY:
         raise Corrupt("a root that is no directory")
-    _load_stat(tree.root.state, member)
+    _load_stat(tree, tree.root, member)
 
 
 def _load(tree: Tree, member: Member) -> None:
+    if not member.parent_id:
+        _load_unnamed(tree, member)
+        return
     parent = tree.index.get(member.parent_id)
     if parent is None or parent.kind is not NodeKind.DIRECTORY:
         raise Corrupt("an entry of what is no directory")
-    known = tree.index.get(member.node_id)
     # The directory's own times come from its member; entering names must not change them.
-    kept = (parent.state.version, parent.state.modified)
+    state = parent.state
+    kept = (state.version, state.modified, state.provenance)
     try:
-        if member.kind is MemberKind.LINK:
-            if known is None or known.kind is NodeKind.DIRECTORY:
-                raise Corrupt("a further name of a node that is not there")
-            tree.enter(parent, member.name, known)
-        else:
-            if known is not None:
-                raise Corrupt("two nodes with one id")
-            _load_node(tree, parent, member)
+        _load_entry(tree, parent, member)
     except AlreadyExists:
-        raise Corrupt("two entries of one name") from None
-    parent.state.version, parent.state.modified = kept
+        raise Corrupt("two entries of one name, or two nodes of one origin") from None
+    state.version, state.modified, state.provenance = kept
 
 
-def _load_node(tree: Tree, parent: Inode, member: Member) -> None:
-    kind = _NODE_KINDS[member.kind]
-    inode = tree.restore(parent, member.name, kind, member.node_id, member.target)
+def _load_entry(tree: Tree, parent: Inode, member: Member) -> None:
+    if member.kind is MemberKind.WHITEOUT:
+        cover(tree, parent, member.name)
+        return
+    inode = tree.index.get(member.node_id)
+    if member.kind is not MemberKind.LINK:
+        inode = _load_node(tree, member)
+    elif inode is None or inode.kind is NodeKind.DIRECTORY:
+        raise Corrupt("a further name of a node that is not there")
+    assert isinstance(parent.state, DirectoryState)  # noqa: S101 it was looked at
+    if member.name in parent.state.whiteouts:
+        raise Corrupt("an entry and a whiteout of one name")
+    tree.enter(parent, member.name, inode)
+    if member.kind is not MemberKind.LINK:
+        _load_stat(tree, inode, member)
+
+
+def _load_unnamed(tree: Tree, member: Member) -> None:
+    if member.kind is MemberKind.DIRECTORY or not member.below:
+        raise Corrupt("a node without a name that nothing shows")
+    try:
+        _load_stat(tree, _load_node(tree, member), member)
+    except AlreadyExists:
+        raise Corrupt("two nodes of one origin") from None
+
+
+def _load_node(tree: Tree, member: Member) -> Inode:
+    """A node with its content, without a name."""
+    if member.node_id in tree.index:
+        raise Corrupt("two nodes with one id")
+    inode = tree.restore(_NODE_KINDS[member.kind], member.node_id, member.target)
     offset = 0
     for piece in member.content:
         # A piece of zeros stays a hole; the length is set below.
@@ -292,11 +350,21 @@ def _load_node(tree: Tree, parent: Inode, member: Member) -> None:
         offset += len(piece)
     if offset:
         tree.truncate(inode, offset)
-    _load_stat(inode.state, member)
+    return inode
 
 
-def _load_stat(state: State, member: Member) -> None:
+def _load_stat(tree: Tree, inode: Inode, member: Member) -> None:
+    """Gives a node its attributes and its mark."""
+    state = inode.state
     state.version = member.version
     state.created = member.created
     state.modified = member.modified
+    state.provenance = member.provenance
     state.executable = member.executable
+    mark = Mark(member.opaque, member.redirect, member.origin, member.below)
+    if mark == NO_MARK:
+        return
+    try:
+        set_mark(tree, inode, mark)
+    except (InvalidArgument, InvalidName, TooLarge):
+        raise Corrupt("a mark that its node cannot have") from None

@@ -10,6 +10,9 @@ Invariants:
   node's old state into every snapshot that shows it (`Snapshot.kept`).  A snapshot of any
   directory holds back changes in the whole volume; what it held is freed when it is dropped.
 * Ids of nodes and versions come from two counters of the volume and are never given twice.
+* A node that layers below show, too (`Mark.below`), is in the register `Tree.linked` by its origin
+  and lives by that.  The register is a directory that has no place in the tree, so snapshots show
+  and accounts charge it as any other.
 
 Simpler than it could be: a change to a directory under a snapshot copies its table of entries,
 so removing from a full volume with snapshots may raise `NoSpace`, as it does with btrfs.
@@ -22,15 +25,19 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from capstore.backers.layer import NO_MARK, Mark
 from capstore.backers.memory_data import (
     Account,
-    Charged,
     DirectoryState,
     FileState,
+    Inode,
+    Register,
     State,
+    check_mark,
     entry_cost,
+    mark_cost,
 )
-from capstore.backers.node import Attributes, Expect, NodeKind, RenameMode
+from capstore.backers.node import Attributes, Expect, NodeKind, Provenance, RenameMode
 from capstore.schema.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -46,6 +53,7 @@ from capstore.schema.names import check_name
 
 VOLUME_ID_BYTES = 16
 ROOT_ID = 1
+LINKED_ID = 0
 _TIMES = range(-(2**63), 2**63)
 # Behind the saved counters an opened volume begins at a random distance: what was given out after
 # the last save and lost with the process is then never given to another node.
@@ -59,24 +67,6 @@ class Limits:
     total_bytes_max: int
     file_bytes_max: int
     nodes_max: int
-
-
-class Inode(Charged):
-    """A node, whatever its names: `kind`, the live `state`, and what never changes."""
-
-    __slots__ = ("__weakref__", "id", "kind", "parent_id", "state", "target")
-    nodes = 1
-
-    def __init__(
-        self, account: Account, kind: NodeKind, node_id: int, state: State, target: str = ""
-    ) -> None:
-        super().__init__(account, len(target.encode()))
-        self.kind = kind
-        self.id = node_id
-        self.state = state
-        self.target = target
-        # The directory that a directory is in; meaningless for what may have several names.
-        self.parent_id = 0
 
 
 class Snapshot:
@@ -113,8 +103,11 @@ class Tree:
         self.next_id = ROOT_ID
         self.index: weakref.WeakValueDictionary[int, Inode] = weakref.WeakValueDictionary()
         self._snapshots: list[weakref.ref[Snapshot]] = []
-        self.root = self._new(NodeKind.DIRECTORY)
+        self.root = self.new(NodeKind.DIRECTORY)
         self.root.state.links = 1
+        register = DirectoryState(self.account, self.generation, 0, 0)
+        register.links = 1
+        self.linked: Inode = Register(self.account, NodeKind.DIRECTORY, LINKED_ID, register)
 
     # Snapshots --------------------------------------------------------------------------------
 
@@ -141,12 +134,17 @@ class Tree:
         if state.generation > self.shared_until():
             return state
         own = state.copy(self.generation)
+        self._replace_state(inode, own)
+        return own
+
+    def _replace_state(self, inode: Inode, state: State) -> None:
+        """Gives a node another state; snapshots that show the old one keep it."""
+        old = inode.state
         for ref in self._snapshots:
             snapshot = ref()
-            if snapshot is not None and state.generation <= snapshot.generation:
-                snapshot.kept[inode.id] = state
-        inode.state = own
-        return own
+            if snapshot is not None and old.generation <= snapshot.generation:
+                snapshot.kept[inode.id] = old
+        inode.state = state
 
     def own_file(self, inode: Inode) -> FileState:
         """`own` for a file."""
@@ -162,14 +160,16 @@ class Tree:
         assert isinstance(state, DirectoryState)  # noqa: S101 the kind of a node never changes
         return state
 
-    def _touch(self, state: State) -> None:
+    def touch(self, state: State) -> None:
+        """Notes that content or entries changed now."""
         self.changes += 1
         state.version = self.changes
         state.modified = self.clock()
+        state.provenance = Provenance.WALL_CLOCK
 
     # Making and removing ----------------------------------------------------------------------
 
-    def _new(self, kind: NodeKind, target: str = "") -> Inode:
+    def new(self, kind: NodeKind, target: str = "") -> Inode:
         """A node without a name; raises `NoSpace`."""
         now = self.clock()
         self.account.take(len(target.encode()), nodes=1)
@@ -187,21 +187,14 @@ class Tree:
         entries = self.own_directory(directory)
         if name in entries.entries:
             raise AlreadyExists("the name is taken")
-        inode = self._new(kind, target)
+        inode = self.new(kind, target)
         self._name(directory, entries, name, inode)
         return inode
 
     def symlink(self, directory: Inode, name: str, target: str) -> None:
         """Makes a symbolic link; raises `InvalidArgument` for what is no target."""
         check_name(name)
-        try:
-            size = len(target.encode())
-        except UnicodeEncodeError:
-            raise InvalidArgument("a link's target is valid UTF-8") from None
-        if not 0 < size <= SYMLINK_TARGET_BYTES_MAX or "\0" in target:
-            raise InvalidArgument(
-                f"a link's target has 1 to {SYMLINK_TARGET_BYTES_MAX} bytes and no NUL"
-            )
+        check_target(target)
         self.make(directory, name, NodeKind.SYMLINK, target)
 
     def link(self, directory: Inode, name: str, target: Inode, new_name: str) -> None:
@@ -213,7 +206,7 @@ class Tree:
         self.enter(target, new_name, inode)
 
     def enter(self, directory: Inode, name: str, inode: Inode) -> None:
-        """Gives a node, no directory, a further name; raises `AlreadyExists`, `NoSpace`."""
+        """Gives a node a name, a directory its only one; raises `AlreadyExists`, `NoSpace`."""
         entries = self.own_directory(directory)
         if name in entries.entries:
             raise AlreadyExists("the name is taken")
@@ -221,15 +214,18 @@ class Tree:
         self._name(directory, entries, name, inode)
 
     def _name(self, directory: Inode, entries: DirectoryState, name: str, inode: Inode) -> None:
-        """Enters `inode`, whose state is owned, under a name that is free; raises `NoSpace`."""
-        self.account.take(entry_cost(name))
+        """Enters `inode`, whose state is owned, where no entry is; raises `NoSpace`."""
+        self.account.take(entries.cost_of(name))
         entries.put(name, inode)
         inode.state.links += 1
         inode.parent_id = directory.id
-        self._touch(entries)
+        self.touch(entries)
 
-    def remove(self, directory: Inode, name: str, expect: Expect) -> None:
-        """Removes a name; raises `NotFound`, `IsDirectory`, `NotDirectory`, `NotEmpty`."""
+    def remove(self, directory: Inode, name: str, expect: Expect, *, cover: bool = False) -> None:
+        """Removes a name, and leaves a whiteout there if it shall `cover` what is below.
+
+        Raises `NotFound`, `IsDirectory`, `NotDirectory`, `NotEmpty`.
+        """
         inode = self.child(directory.state, name)
         if inode.kind is NodeKind.DIRECTORY:
             if expect is Expect.NOT_DIRECTORY:
@@ -239,9 +235,38 @@ class Tree:
             raise NotDirectory("no directory")
         entries = self.own_directory(directory)
         self.own(inode).links -= 1
+        self.account.take(-self._vacate(entries, name, cover=cover))
+        self.touch(entries)
+
+    @staticmethod
+    def _vacate(entries: DirectoryState, name: str, *, cover: bool) -> int:
+        """Removes an entry, or makes it a whiteout; returns what that gives back."""
+        if cover:
+            entries.cover(name)
+            return 0
         entries.drop(name)
-        self.account.give(entry_cost(name))
-        self._touch(entries)
+        return entry_cost(name)
+
+    def reset(self) -> None:
+        """Removes everything below the root, and the marks; nothing is too full for that."""
+        for kept in (self.root, self.linked):
+            self._replace_state(kept, self._directory(kept).emptied(self.generation))
+        self.touch(self.root.state)
+        # Those are left that handles or snapshots hold.  Whoever has one finds it removed.
+        for inode in list(self.index.values()):
+            if inode is self.root:
+                continue
+            if inode.kind is NodeKind.DIRECTORY:
+                self._replace_state(inode, self._directory(inode).emptied(self.generation))
+            else:
+                self.own(inode).mark = NO_MARK
+            inode.state.links = 0
+
+    @staticmethod
+    def _directory(inode: Inode) -> DirectoryState:
+        state = inode.state
+        assert isinstance(state, DirectoryState)  # noqa: S101 the kind of a node never changes
+        return state
 
     # Finding ----------------------------------------------------------------------------------
 
@@ -264,66 +289,101 @@ class Tree:
     # Renaming ---------------------------------------------------------------------------------
 
     def rename(
-        self, source: Inode, name: str, target: Inode, new_name: str, mode: RenameMode
+        self,
+        source: Inode,
+        name: str,
+        target: Inode,
+        new_name: str,
+        mode: RenameMode,
+        *,
+        cover: bool = False,
+        mark: Mark | None = None,
     ) -> None:
-        """`DirectoryNode.rename` between directories of this tree."""
-        check_name(new_name)
-        moved = self.child(source.state, name)
-        if not target.state.links:
-            raise NotFound("the target directory was removed")
-        assert isinstance(target.state, DirectoryState)  # noqa: S101 the kind never changes
-        other = target.state.entries.get(new_name)
-        if mode is RenameMode.EXCHANGE and other is None:
-            raise NotFound("no entry to exchange with")
+        """`DirectoryNode.rename` between directories of this tree.
+
+        Leaves a whiteout at `name` if it shall `cover` what is below.  A directory that moves gets
+        `mark`; raises `TooLarge` for a redirect that is too long.
+        """
+        if mode is RenameMode.EXCHANGE:
+            self.exchange(source, name, target, new_name)
+            return
+        moved, other = self._ends(source, name, target, new_name)
         if mode is RenameMode.NO_REPLACE and other is not None:
             raise AlreadyExists("the name is taken")
         if moved is other:
             return
         if self._is_within(target, moved):
             raise InvalidArgument("a directory does not move into itself")
-        if other is None:
-            self._move(source, name, target, new_name, moved)
-        elif mode is RenameMode.EXCHANGE:
-            self._exchange(source, name, moved, target, new_name, other)
-        else:
+        if other is not None:
             _check_replaces(moved, other)
-            self._replace(source, name, moved, target, new_name, other)
-
-    def _move(self, source: Inode, name: str, target: Inode, new_name: str, moved: Inode) -> None:
         origin, goal = self.own_directory(source), self.own_directory(target)
-        self.account.take(entry_cost(new_name) - entry_cost(name))
-        origin.drop(name)
-        goal.put(new_name, moved)
-        self._moved(source, origin, target, goal, moved)
+        if other is not None:
+            self.own(other)
+        growth = self._mark_growth(moved, mark) + goal.cost_of(new_name)
+        self.account.take(growth - (0 if cover else entry_cost(name)))
+        if other is not None:
+            other.state.links -= 1
+        self._vacate(origin, name, cover=cover)
+        self._arrive(target, goal, new_name, moved, mark)
+        self._touch_both(origin, goal)
 
-    def _replace(
-        self, source: Inode, name: str, moved: Inode, target: Inode, new_name: str, other: Inode
+    def exchange(
+        self,
+        source: Inode,
+        name: str,
+        target: Inode,
+        new_name: str,
+        mark: Mark | None = None,
+        new_mark: Mark | None = None,
     ) -> None:
-        origin, goal = self.own_directory(source), self.own_directory(target)
-        self.own(other).links -= 1
-        self.account.give(entry_cost(name))
-        origin.drop(name)
-        goal.put(new_name, moved)
-        self._moved(source, origin, target, goal, moved)
+        """Has two names change their nodes; what was `name`, if a directory, gets `mark`.
 
-    def _exchange(
-        self, source: Inode, name: str, moved: Inode, target: Inode, new_name: str, other: Inode
-    ) -> None:
-        if self._is_within(source, other):
+        The other one gets `new_mark`.  Raises what `rename` does.
+        """
+        moved, other = self._ends(source, name, target, new_name)
+        if other is None:
+            raise NotFound("no entry to exchange with")
+        if moved is other:
+            return
+        if self._is_within(target, moved) or self._is_within(source, other):
             raise InvalidArgument("a directory does not move into itself")
         origin, goal = self.own_directory(source), self.own_directory(target)
-        origin.put(name, other)
-        goal.put(new_name, moved)
-        other.parent_id = source.id
-        self._moved(source, origin, target, goal, moved)
+        self.account.take(self._mark_growth(moved, mark) + self._mark_growth(other, new_mark))
+        self._arrive(source, origin, name, other, new_mark)
+        self._arrive(target, goal, new_name, moved, mark)
+        self._touch_both(origin, goal)
 
-    def _moved(
-        self, source: Inode, origin: State, target: Inode, goal: State, moved: Inode
+    def _ends(
+        self, source: Inode, name: str, target: Inode, new_name: str
+    ) -> tuple[Inode, Inode | None]:
+        """What `name` stands for, and what `new_name` does, if anything."""
+        check_name(new_name)
+        moved = self.child(source.state, name)
+        if not target.state.links:
+            raise NotFound("the target directory was removed")
+        return moved, self._directory(target).entries.get(new_name)
+
+    def _mark_growth(self, inode: Inode, mark: Mark | None) -> int:
+        """What `mark` costs more than the present one; a directory's state is owned then."""
+        if mark is None or inode.kind is not NodeKind.DIRECTORY:
+            return 0
+        check_mark(inode.kind, mark)
+        return mark_cost(mark) - mark_cost(self.own(inode).mark)
+
+    @staticmethod
+    def _arrive(
+        directory: Inode, entries: DirectoryState, name: str, inode: Inode, mark: Mark | None
     ) -> None:
-        moved.parent_id = target.id
-        self._touch(origin)
-        if target is not source:
-            self._touch(goal)
+        """Enters what was moved here; what that costs was taken before."""
+        entries.put(name, inode)
+        inode.parent_id = directory.id
+        if mark is not None and inode.kind is NodeKind.DIRECTORY:
+            inode.state.put_mark(mark)
+
+    def _touch_both(self, origin: State, goal: State) -> None:
+        self.touch(origin)
+        if goal is not origin:
+            self.touch(goal)
 
     # Content and attributes -------------------------------------------------------------------
 
@@ -336,7 +396,7 @@ class Tree:
         self._check_size(offset + len(data))
         state = self.own_file(inode)
         state.write(offset, data, self.shared_until())
-        self._touch(state)
+        self.touch(state)
 
     def truncate(self, inode: Inode, size: int) -> None:
         """Cuts or extends; raises `TooLarge`, `NoSpace`, `InvalidArgument`."""
@@ -345,7 +405,7 @@ class Tree:
         self._check_size(size)
         state = self.own_file(inode)
         state.truncate(size, self.shared_until())
-        self._touch(state)
+        self.touch(state)
 
     def _check_size(self, size: int) -> None:
         if size > self.limits.file_bytes_max:
@@ -363,6 +423,7 @@ class Tree:
         state = self.own(inode)
         self.changes += 1
         state.version = self.changes
+        state.provenance = Provenance.WALL_CLOCK
         if change.executable is not None:
             state.executable = change.executable
         if change.modified is not None:
@@ -372,12 +433,10 @@ class Tree:
 
     # For saving and loading -------------------------------------------------------------------
 
-    def restore(
-        self, directory: Inode, name: str, kind: NodeKind, node_id: int, target: str = ""
-    ) -> Inode:
-        """Makes a node that has its id already; its state is for the caller to fill."""
+    def restore(self, kind: NodeKind, node_id: int, target: str = "") -> Inode:
+        """A node that has its id already; its state and name are for the caller to set."""
         self.next_id = node_id
-        return self.make(directory, name, kind, target)
+        return self.new(kind, target)
 
     def leap(self, next_id: int, changes: int) -> None:
         """Goes on with the counters of a volume that was saved with these."""
@@ -385,17 +444,17 @@ class Tree:
         self.changes = changes + secrets.randbelow(_LEAP)
 
 
-def walk(root: Inode, view: Snapshot) -> Iterator[tuple[Inode, str, Inode]]:
-    """All below `root` as ``(directory, name, node)``, directories before what is in them."""
+def directories_of(root: Inode, view: Snapshot) -> Iterator[tuple[Inode, DirectoryState]]:
+    """`root` and all directories below it with their states, each after the one it is in."""
     pending = [root]
     while pending:
         directory = pending.pop()
         state = view.state(directory)
         assert isinstance(state, DirectoryState)  # noqa: S101 the kind of a node never changes
-        for name, inode in state.entries.items():
-            yield directory, name, inode
-            if inode.kind is NodeKind.DIRECTORY:
-                pending.append(inode)
+        yield directory, state
+        pending.extend(
+            inode for inode in state.entries.values() if inode.kind is NodeKind.DIRECTORY
+        )
 
 
 def _check_empty(inode: Inode) -> None:
@@ -413,3 +472,15 @@ def _check_replaces(moved: Inode, other: Inode) -> None:
     if other.kind is not NodeKind.DIRECTORY:
         raise NotDirectory("a directory replaces a directory only")
     _check_empty(other)
+
+
+def check_target(target: str) -> None:
+    """Raises `InvalidArgument` for what no symbolic link can have as its target."""
+    try:
+        size = len(target.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgument("a link's target is valid UTF-8") from None
+    if not 0 < size <= SYMLINK_TARGET_BYTES_MAX or "\0" in target:
+        raise InvalidArgument(
+            f"a link's target has 1 to {SYMLINK_TARGET_BYTES_MAX} bytes and no NUL"
+        )

@@ -18,7 +18,11 @@ GNU tar and `tarfile` are the oracles of its tests.
 
 Vendor keywords (`CAPSTORE.` in front): in the global header ``format``, ``volume`` (hexadecimal),
 ``nodes`` and ``changes`` (counters), ``members``; in a member ``node``, ``parent``, ``version``,
-``created`` (ns since 1970), ``name`` where the path is not the true one, and ``crc32``.
+``created`` (ns since 1970), ``name`` where the path is not the true one, ``provenance`` where the
+times are not the volume's own, the marks of an overlay's layer (``opaque``, ``redirect``,
+``origin``, ``below``) where there are any, and ``crc32``.  A whiteout is an empty file called
+``.wh.NAME`` of a type of its own; a node that has no name stands in ``./@unnamed``, with 0 as its
+parent.  Format 1 had no provenance, marks, whiteouts and nodes without names.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Final
 
+from capstore.images.paxtree_keywords import Keywords
 from capstore.images.tar_header import BLOCK_BYTES, OCTAL_MAX, ustar_header
 from capstore.images.tar_pax import pax_record, time_text
 from capstore.schema.errors import (
@@ -40,10 +45,11 @@ from capstore.schema.errors import (
     TooLarge,
     Unsupported,
 )
-from capstore.schema.limits import KIB, SYMLINK_TARGET_BYTES_MAX
+from capstore.schema.limits import KIB, NAME_BYTES_MAX, SYMLINK_TARGET_BYTES_MAX
 from capstore.schema.names import check_name
+from capstore.schema.nodes import Provenance
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 # Content is handed on in pieces of at most this.
 PIECE_BYTES: Final = 64 * KIB
 # A pax header holds a path, a target and a dozen numbers.
@@ -52,18 +58,22 @@ _HEADER_BYTES_MAX: Final = 16 * KIB
 # once for each node below it, and other tars stop at PATH_MAX.
 _PATH_BYTES_MAX: Final = 2 * KIB
 _DEEP: Final = "./@deep"
+_UNNAMED: Final = "./@unnamed"
+_WHITEOUT: Final = ".wh."
 _CRC_RECORD_BYTES: Final = len("27 CAPSTORE.crc32=01234567\n")
-_INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
-_TIME: Final = re.compile(r"(-?)([0-9]{1,10})\.([0-9]{9})", re.ASCII)
 
 
 class MemberKind(enum.Enum):
-    """What a member is; values are ustar's type flags."""
+    """What a member is; values are ustar's type flags.
+
+    A whiteout has that of contiguous files, which other tars take for a file.
+    """
 
     FILE = b"0"
     LINK = b"1"
     SYMLINK = b"2"
     DIRECTORY = b"5"
+    WHITEOUT = b"7"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +94,11 @@ class Header:
 class Member:
     """One name in the tree, and the node behind it unless that came before (`MemberKind.LINK`).
 
-    `parent_id` is the directory it is in, 0 for the root, whose name is empty; `content` gives
-    `size` bytes and, when reading, must be used before the next member; times are in ns since
-    1970; `linked` says that further names of the node may follow.
+    `parent_id` is the directory it is in, 0 for the root and for a node without a name, whose
+    name is empty; `content` gives `size` bytes and, when reading, must be used before the next
+    member; times are in ns since 1970; `linked` says that further names of the node may follow.
+    `opaque`, `redirect`, `origin` and `below` are an overlay's marks.  A whiteout has a parent and
+    a name, and nothing else.
     """
 
     kind: MemberKind
@@ -100,6 +112,11 @@ class Member:
     size: int = 0
     target: str = ""
     linked: bool = False
+    provenance: Provenance = Provenance.WALL_CLOCK
+    opaque: bool = False
+    redirect: str = ""
+    origin: int = 0
+    below: int = 0
     content: Iterable[bytes | bytearray | memoryview] = field(default=(), repr=False)
 
 
@@ -143,6 +160,9 @@ class _Writer:
         self._stream.write(bytes(2 * BLOCK_BYTES))
 
     def _write_member(self, member: Member) -> None:
+        if member.kind is MemberKind.WHITEOUT:
+            self._write_whiteout(member)
+            return
         path, name = self._place(member)
         keywords = {"path": path, "mtime": time_text(member.modified)}
         if member.kind is MemberKind.SYMLINK:
@@ -157,6 +177,8 @@ class _Writer:
         keywords["CAPSTORE.created"] = str(member.created)
         if name:
             keywords["CAPSTORE.name"] = name
+        if member.kind is not MemberKind.LINK:
+            keywords |= _marks(member)
         block = _ustar(member.kind.value, path, member.size, member.executable, member.modified)
         self._write_keywords(b"x", keywords, block, member.content)
         self._stream.write(block)
@@ -164,12 +186,24 @@ class _Writer:
             self._stream.write(piece)
         self._stream.write(bytes(-member.size % BLOCK_BYTES))
 
+    def _write_whiteout(self, member: Member) -> None:
+        # Shown in as many bytes as a name may have; the true name is beside it.
+        shown = (_WHITEOUT + member.name).encode()[:NAME_BYTES_MAX].decode(errors="ignore")
+        keywords = {
+            "path": self._directories[member.parent_id] + shown,
+            "CAPSTORE.parent": str(member.parent_id),
+            "CAPSTORE.name": member.name,
+        }
+        block = _ustar(member.kind.value, keywords["path"], 0)
+        self._write_keywords(b"x", keywords, block, ())
+        self._stream.write(block)
+
     def _place(self, member: Member) -> tuple[str, str]:
         """The path to show, and the true name if that is not in it."""
-        if not member.parent_id:
-            path, name = "./", ""
-        else:
+        if member.parent_id:
             path, name = self._directories[member.parent_id] + member.name, ""
+        else:
+            path, name = _nameless_path(member.kind, member.node_id), ""
         if member.kind is MemberKind.DIRECTORY and member.parent_id:
             path += "/"
             if len(path.encode()) > _PATH_BYTES_MAX:
@@ -194,6 +228,21 @@ class _Writer:
         payload += pax_record("CAPSTORE.crc32", b"%08x" % check)
         self._stream.write(_ustar(flag, "capstore", len(payload)))
         self._stream.write(payload + bytes(-len(payload) % BLOCK_BYTES))
+
+
+def _marks(member: Member) -> dict[str, str]:
+    """The keywords that most members do without."""
+    keywords = {}
+    if member.provenance is not Provenance.WALL_CLOCK:
+        keywords["CAPSTORE.provenance"] = member.provenance.value
+    if member.opaque:
+        keywords["CAPSTORE.opaque"] = "1"
+    if member.redirect:
+        keywords["CAPSTORE.redirect"] = member.redirect
+    for key, number in (("origin", member.origin), ("below", member.below)):
+        if number:
+            keywords[f"CAPSTORE.{key}"] = str(number)
+    return keywords
 
 
 def _ustar(flag: bytes, path: str, size: int, executable: bool = False, modified: int = 0) -> bytes:
@@ -230,7 +279,7 @@ class _Reader:
         if flag != b"g":
             raise Corrupt("no saved tree: the archive was not written by capstore")
         payload, check = self._payload(size)
-        keywords = _Keywords(payload)
+        keywords = Keywords(payload)
         if keywords.number("CAPSTORE.format") > FORMAT:
             raise Unsupported("the saved tree has a newer format")
         if zlib.crc32(payload) != check:
@@ -259,7 +308,7 @@ class _Reader:
         if flag != b"x":
             raise Corrupt("a member does not begin with a pax header")
         payload, check = self._payload(size)
-        keywords = _Keywords(payload)
+        keywords = Keywords(payload)
         flag, size, block = self._header_block()
         try:
             kind = MemberKind(flag)
@@ -336,82 +385,21 @@ class _Reader:
             raise StorageIOError("the archive cannot be read") from None
 
 
-class _Keywords:
-    """The records of a pax header; each is taken once, and none may be left over."""
-
-    def __init__(self, payload: bytes) -> None:
-        self._values: dict[str, str] = {}
-        at = 0
-        while at < len(payload):
-            at = self._take_record(payload, at)
-
-    def _take_record(self, payload: bytes, at: int) -> int:
-        match = re.compile(rb"([1-9][0-9]{0,5}) ").match(payload, at)
-        end = at + int(match[1]) if match else 0
-        if match is None or not match.end() < end <= len(payload) or payload[end - 1] != ord("\n"):
-            raise Corrupt("a broken record in a pax header")
-        try:
-            key, equals, value = payload[match.end() : end - 1].decode().partition("=")
-        except UnicodeDecodeError:
-            raise Corrupt("a pax header that is no UTF-8") from None
-        if not equals or key in self._values:
-            raise Corrupt("a broken or repeated keyword in a pax header")
-        self._values[key] = value
-        return end
-
-    def has(self, key: str) -> bool:
-        return key in self._values
-
-    def text(self, key: str) -> str:
-        try:
-            return self._values.pop(key)
-        except KeyError:
-            raise Corrupt("a header lacks a keyword") from None
-
-    def integer(self, key: str) -> int:
-        text = self.text(key)
-        if not _INTEGER.fullmatch(text) or not -(2**63) <= int(text) < 2**63:
-            raise Corrupt("a number that is none")
-        return int(text)
-
-    def number(self, key: str) -> int:
-        value = self.integer(key)
-        if value < 0:
-            raise Corrupt("a negative number")
-        return value
-
-    def hexadecimal(self, key: str) -> bytes:
-        text = self.text(key)
-        if not re.fullmatch(r"(?:[0-9a-f]{2})+", text, re.ASCII):
-            raise Corrupt("an id that is none")
-        return bytes.fromhex(text)
-
-    def time(self, key: str) -> int:
-        match = _TIME.fullmatch(self.text(key))
-        if match is None:
-            raise Corrupt("a time that is none")
-        value = int(match[2]) * 10**9 + int(match[3])
-        value = -value if match[1] else value
-        if not -(2**63) <= value < 2**63:
-            raise Corrupt("a time out of range")
-        return value
-
-    def end(self) -> None:
-        if self._values:
-            raise Corrupt("an unknown keyword in a pax header")
-
-
-def _decoded(kind: MemberKind, size: int, executable: bool, keywords: _Keywords) -> Member:
+def _decoded(kind: MemberKind, size: int, executable: bool, keywords: Keywords) -> Member:
     path = keywords.text("path")
+    if kind is MemberKind.WHITEOUT:
+        return _decoded_whiteout(path, size, keywords)
     linkpath = ""
     if kind in (MemberKind.SYMLINK, MemberKind.LINK):
         linkpath = keywords.text("linkpath")
     parent_id = keywords.number("CAPSTORE.parent")
+    if kind is MemberKind.LINK and not parent_id:
+        raise Corrupt("a further name that is none")
     member = Member(
         kind=kind,
         node_id=keywords.number("CAPSTORE.node"),
         parent_id=parent_id,
-        name=_name_of(path, parent_id, keywords),
+        name=_name_of(path, keywords) if parent_id else "",
         version=keywords.number("CAPSTORE.version"),
         created=keywords.integer("CAPSTORE.created"),
         modified=keywords.time("mtime"),
@@ -419,7 +407,11 @@ def _decoded(kind: MemberKind, size: int, executable: bool, keywords: _Keywords)
         size=size,
         target=linkpath if kind is MemberKind.SYMLINK else "",
     )
+    if kind is not MemberKind.LINK:
+        member = _marked(member, keywords)
     keywords.end()
+    if not parent_id and path != _nameless_path(kind, member.node_id):
+        raise Corrupt("a root that is not called so")
     if not member.node_id or member.node_id == parent_id:
         raise Corrupt("a node with an impossible id")
     if kind is MemberKind.SYMLINK and not _is_target(member.target):
@@ -427,12 +419,46 @@ def _decoded(kind: MemberKind, size: int, executable: bool, keywords: _Keywords)
     return member
 
 
-def _name_of(path: str, parent_id: int, keywords: _Keywords) -> str:
-    """The name of an entry, from its path unless a keyword says it; empty for the root."""
-    if not parent_id:
-        if path != "./":
-            raise Corrupt("a root that is not called so")
-        return ""
+def _marked(member: Member, keywords: Keywords) -> Member:
+    """`member` with what most members do without."""
+    provenance = member.provenance
+    if keywords.has("CAPSTORE.provenance"):
+        try:
+            provenance = Provenance(keywords.text("CAPSTORE.provenance"))
+        except ValueError:
+            raise Corrupt("times of an unknown provenance") from None
+    opaque = keywords.mark("CAPSTORE.opaque")
+    if opaque > 1:
+        raise Corrupt("a mark that is none")
+    redirect = ""
+    if keywords.has("CAPSTORE.redirect"):
+        redirect = keywords.text("CAPSTORE.redirect")
+    return replace(
+        member,
+        provenance=provenance,
+        opaque=bool(opaque),
+        redirect=redirect,
+        origin=keywords.mark("CAPSTORE.origin", bits=64),
+        below=keywords.mark("CAPSTORE.below"),
+    )
+
+
+def _decoded_whiteout(path: str, size: int, keywords: Keywords) -> Member:
+    parent_id = keywords.number("CAPSTORE.parent")
+    if size or not parent_id or not keywords.has("CAPSTORE.name"):
+        raise Corrupt("a whiteout that is none")
+    name = _name_of(path, keywords)
+    keywords.end()
+    return Member(MemberKind.WHITEOUT, 0, parent_id, name)
+
+
+def _nameless_path(kind: MemberKind, node_id: int) -> str:
+    """The path to show for the root, or a node without a name."""
+    return "./" if kind is MemberKind.DIRECTORY else f"{_UNNAMED}/{node_id}"
+
+
+def _name_of(path: str, keywords: Keywords) -> str:
+    """The name of an entry, from its path unless a keyword says it."""
     parts = path.removesuffix("/").split("/")
     if len(parts) < 2 or parts[0] != ".":
         raise Corrupt("a path that does not begin at the root")

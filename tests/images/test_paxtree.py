@@ -29,6 +29,7 @@ from capstore.schema.errors import (
     TooLarge,
     Unsupported,
 )
+from capstore.schema.nodes import Provenance
 
 BUDGET = Budget(total_bytes_max=10_000_000, file_bytes_max=10_000_000, members_max=10_000)
 VOLUME = bytes(range(16))
@@ -43,6 +44,16 @@ MEMBERS = [
     Member(MemberKind.SYMLINK, 4, 1, "-l", target="../ö//x"),
     Member(MemberKind.FILE, 5, 2, "empty", modified=2**63 - 1, created=-(2**63)),
     Member(MemberKind.FILE, 6, 1, "big", size=200_001, content=[b"x" * 200_000, b"y"]),
+]
+MARKED = [
+    replace(ROOT, origin=2**64 - 1, provenance=Provenance.UNKNOWN),
+    Member(MemberKind.WHITEOUT, 0, 1, "gone"),
+    Member(MemberKind.DIRECTORY, 2, 1, "d", opaque=True, redirect="a/\n é"),
+    Member(MemberKind.WHITEOUT, 0, 2, "é" * 127 + "x"),
+    Member(MemberKind.FILE, 3, 2, ".wh.gone", origin=5, below=2**63 - 1, linked=True),
+    Member(MemberKind.LINK, 3, 1, "again"),
+    Member(MemberKind.FILE, 4, 0, "", origin=6, below=1, size=3, content=[b"abc"]),
+    Member(MemberKind.SYMLINK, 5, 0, "", target="x", provenance=Provenance.TAR_HEADER, below=1),
 ]
 
 
@@ -63,12 +74,20 @@ def plain(member: Member) -> Member:
     return replace(member, content=[b"".join(member.content)], linked=False)
 
 
-def test_what_was_written_is_read() -> None:
-    raw = archive(MEMBERS)
+@pytest.mark.parametrize("members", [MEMBERS, MARKED])
+def test_what_was_written_is_read(members: list[Member]) -> None:
+    raw = archive(members)
     header, _ = read_tree(io.BytesIO(raw), BUDGET)
-    assert header == Header(VOLUME, 100, 200, len(MEMBERS))
-    assert load(raw) == [plain(member) for member in MEMBERS]
-    assert archive(MEMBERS) == raw
+    assert header == Header(VOLUME, 100, 200, len(members))
+    assert load(raw) == [plain(member) for member in members]
+    assert archive(members) == raw
+
+
+def test_the_format_before_marks_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(paxtree, "FORMAT", 1)
+        older = archive(MEMBERS)
+    assert load(older) == [plain(member) for member in MEMBERS]
 
 
 NAMES = st.text(
@@ -146,6 +165,17 @@ def test_a_file_over_8_gib() -> None:
     assert next(members).size == size
 
 
+def test_whiteouts_are_empty_files_to_tarfile() -> None:
+    with tarfile.open(fileobj=io.BytesIO(archive(MARKED))) as tar:
+        found = {member.name: member for member in tar}
+    long = "./d/.wh." + "é" * 125
+    unnamed = ["./@unnamed/4", "./@unnamed/5"]
+    assert list(found) == [".", "./.wh.gone", "./d", long, "./d/.wh.gone", "./again", *unnamed]
+    for name in ("./.wh.gone", long):
+        assert found[name].isreg()
+        assert not found[name].size
+
+
 # Deep trees -------------------------------------------------------------------------------------
 
 
@@ -185,6 +215,12 @@ def member(keywords: dict[str, str], flag: bytes = b"0", content: bytes = b"") -
     return signed({key: value for key, value in complete.items() if value != "-"}, flag, content)
 
 
+def whiteout(keywords: dict[str, str], content: bytes = b"") -> bytes:
+    """A whiteout with keywords of one's choice and a correct checksum."""
+    complete = {"path": "./.wh.x", "CAPSTORE.parent": "1", "CAPSTORE.name": "x", **keywords}
+    return signed({key: value for key, value in complete.items() if value != "-"}, b"7", content)
+
+
 def signed(keywords: dict[str, str], flag: bytes, content: bytes) -> bytes:
     payload = b"".join(pax_record(key, value.encode()) for key, value in keywords.items())
     head = paxtree._ustar(flag, "x", len(content))
@@ -200,8 +236,9 @@ def whole(*members: bytes, count: int | None = None) -> bytes:
 
 
 def test_the_forge_forges() -> None:
-    (_, found) = load(whole(member({}, content=b"abc")))
+    (_, found, gone) = load(whole(member({}, content=b"abc"), whiteout({})))
     assert (found.name, found.size, found.content) == ("x", 3, [b"abc"])
+    assert (gone.kind, gone.name) == (MemberKind.WHITEOUT, "x")
 
 
 HOSTILE = {
@@ -247,6 +284,22 @@ HOSTILE = {
     "gnu long name": member({}, b"L"),
     "old sparse": member({}, b"S"),
     "no pax header": paxtree._ustar(b"0", "x", 0),
+    "further name without a place": member({"CAPSTORE.parent": "0", "linkpath": "./y"}, b"1"),
+    "unnamed under another name": member({"CAPSTORE.parent": "0", "path": "./@unnamed/3"}),
+    "whiteout of a name": member({"CAPSTORE.name": "x"}, b"7"),
+    "whiteout without name": whiteout({"CAPSTORE.name": "-"}),
+    "whiteout without place": whiteout({"CAPSTORE.parent": "0"}),
+    "whiteout with content": whiteout({}, b"x"),
+    "whiteout that leads up": whiteout({"CAPSTORE.name": ".."}),
+    "whiteout with a mark": whiteout({"CAPSTORE.origin": "1"}),
+    "half opaque": member({"CAPSTORE.opaque": "2"}, b"5"),
+    "opaque in words": member({"CAPSTORE.opaque": "yes"}, b"5"),
+    "empty mark": member({"CAPSTORE.origin": "0"}),
+    "negative mark": member({"CAPSTORE.below": "-1"}),
+    "huge origin": member({"CAPSTORE.origin": str(2**64)}),
+    "huge count": member({"CAPSTORE.below": str(2**63)}),
+    "unknown provenance": member({"CAPSTORE.provenance": "hearsay"}),
+    "marks of a further name": member({"CAPSTORE.origin": "1", "linkpath": "./y"}, b"1"),
     "pax header twice": member({})[:1024] + member({}),
     "empty pax header": block(b"x", b""),
     "pax header of an impossible size": block(b"x", b"", 8**11 - 1),
@@ -296,22 +349,24 @@ def test_other_archives_are_refused(form: int) -> None:
 
 def test_a_newer_format_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(paxtree, "FORMAT", 2)
+        patch.setattr(paxtree, "FORMAT", paxtree.FORMAT + 1)
         newer = archive([ROOT])
     with pytest.raises(Unsupported):
         load(newer)
 
 
-def test_every_truncation_is_corrupt() -> None:
-    raw = archive(MEMBERS[:5])
+@pytest.mark.parametrize("members", [MEMBERS[:5], MARKED])
+def test_every_truncation_is_corrupt(members: list[Member]) -> None:
+    raw = archive(members)
     for length in range(0, len(raw), 13):
         with pytest.raises(Corrupt):
             load(raw[:length])
 
 
-def test_every_changed_bit_is_noticed() -> None:
+@pytest.mark.parametrize("members", [MEMBERS[:5], MARKED])
+def test_every_changed_bit_is_noticed(members: list[Member]) -> None:
     """Or is in a place that nobody reads, the padding of the pax header's own ustar header."""
-    raw = archive(MEMBERS[:5])
+    raw = archive(members)
     good = load(raw)
     generator = random.Random(0)
     for at in range(len(raw)):
@@ -326,7 +381,7 @@ def test_every_changed_bit_is_noticed() -> None:
 @settings(max_examples=300)
 @given(st.data())
 def test_nothing_foreign_is_raised(data: st.DataObject) -> None:
-    raw = bytearray(archive(MEMBERS[:5]))
+    raw = bytearray(archive(data.draw(st.sampled_from([MEMBERS[:5], MARKED]))))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(raw) - 1))
         raw[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
