@@ -1,22 +1,22 @@
-"""Volume specifications: ``memory:``, ``dir:PATH,ro`` and so on, as a person types them.
+"""Volumes opened by their specifications: ``memory:``, ``dir:PATH,ro`` and so on.
 
-Invariants: a specification is ``SCHEME:ARGUMENT[,OPTION[=VALUE]]...``; a comma or backslash that
-belongs to the argument is written with a backslash in front.  An unknown scheme or option is
-refused with `InvalidArgument` before anything is opened.
+Invariants: an unknown scheme or option is refused with `InvalidArgument` before anything is opened.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypedDict
 
 from capstore.backers.hostdir import HostVolume
 from capstore.backers.image import ImageVolume
 from capstore.backers.memory import MemoryVolume
+from capstore.backers.mounts import open_mounts
 from capstore.backers.node import Volume
+from capstore.backers.overlay_spec import OCI, open_oci, open_overlay
+from capstore.backers.spec_text import Spec
 from capstore.backers.st1 import St1Store
 from capstore.backers.store import ObjectStore
 from capstore.backers.wf1 import Wf1Volume
@@ -27,58 +27,6 @@ from capstore.schema.limits import (
     MEMORY_NODES_MAX,
     MEMORY_TOTAL_BYTES_MAX,
 )
-from capstore.schema.sizes import parse_size
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """A specification taken apart: `scheme`, `argument` and `options` (None: without a value)."""
-
-    scheme: str
-    argument: str
-    options: dict[str, str | None]
-
-    @staticmethod
-    def parse(text: str) -> Spec:
-        """Takes `text` apart; raises `InvalidArgument` if it has no scheme."""
-        scheme, colon, rest = text.partition(":")
-        if not colon or not re.fullmatch(r"[a-z][a-z0-9]*", scheme):
-            raise InvalidArgument(f'"{text}" is no volume specification: SCHEME:ARGUMENT')
-        argument, *parts = _split(rest)
-        options: dict[str, str | None] = {}
-        for part in parts:
-            name, equals, value = part.partition("=")
-            options[name] = value if equals else None
-        return Spec(scheme, argument, options)
-
-    def check_options(self, known: Collection[str]) -> None:
-        """Raises `InvalidArgument` for an option that is not in `known`."""
-        for name in self.options:
-            if name not in known:
-                listed = ", ".join(sorted(known)) or "none"
-                raise InvalidArgument(f'{self.scheme}: has no option "{name}" (it has: {listed})')
-
-    def flag(self, name: str) -> bool:
-        """Whether the option `name` was given, without a value."""
-        if self.options.get(name) is not None:
-            raise InvalidArgument(f'{self.scheme}: option "{name}" takes no value')
-        return name in self.options
-
-    def size(self, name: str, default: int) -> int:
-        """The option `name` as a size in bytes (``16MiB``)."""
-        value = self.options.get(name)
-        return default if value is None else parse_size(value)
-
-
-def _split(rest: str) -> list[str]:
-    """Splits at commas that no backslash escapes, and drops the escapes."""
-    parts = [""]
-    for escaped, comma, plain in re.findall(r"\\(.)|(,)|([^\\,]+|\\)", rest, re.DOTALL):
-        if comma:
-            parts.append("")
-        else:
-            parts[-1] += escaped or plain
-    return parts
 
 
 async def _open_memory(spec: Spec, cache: Path | None) -> Volume:
@@ -165,6 +113,20 @@ _OPENERS: dict[str, Callable[[Spec, Path | None], Awaitable[Volume]]] = {
 }
 
 
+async def _open_composed(scheme: str, argument: str, cache: Path | None) -> Volume:
+    """A tree out of others, whose specifications are in `argument`."""
+
+    async def opener(text: str) -> Volume:
+        return await open_volume(text, cache=cache)
+
+    if scheme == "mounts":
+        return await open_mounts(argument, opener)
+    if scheme == OCI:
+        return await open_oci(Spec.parse(f"{OCI}:{argument}"), opener)
+    return await open_overlay(argument, opener)
+
+
+_COMPOSED: tuple[str, ...] = ("overlay", "mounts", OCI)
 _STORE_OPENERS: dict[str, Callable[[Spec], Awaitable[ObjectStore]]] = {"st1": _open_st1}
 
 
@@ -178,9 +140,11 @@ async def open_backer(text: str, *, cache: Path | None = None) -> Volume | Objec
     spec = Spec.parse(text)
     if spec.scheme in _STORE_OPENERS:
         return await _STORE_OPENERS[spec.scheme](spec)
+    if spec.scheme in _COMPOSED:
+        return await _open_composed(spec.scheme, text.partition(":")[2], cache)
     opener = _OPENERS.get(spec.scheme)
     if opener is None:
-        known = ", ".join(f"{scheme}:" for scheme in (*_OPENERS, *_STORE_OPENERS))
+        known = ", ".join(f"{scheme}:" for scheme in (*_OPENERS, *_COMPOSED, *_STORE_OPENERS))
         raise InvalidArgument(f'no backer is called "{spec.scheme}:" (there are: {known})')
     return await opener(spec, cache)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from capstore.backers.spec import Spec, open_volume
+from capstore.backers.spec import open_volume
+from capstore.backers.spec_text import Spec
 from capstore.schema.errors import InvalidArgument, NotFound, StorageError
 
 

@@ -13,7 +13,7 @@ from tests.contract.harness import HARNESSES, READERS, Harness, Link, Tree
 from tests.contract.stores import STORES, StoreHarness
 
 # Registers what is served over a connection; absent where only the backers are installed.
-for _module in ("images", "pyfs", "rpc", "st1", "wf1"):
+for _module in ("images", "mounts", "overlay", "pyfs", "rpc", "st1", "wf1"):
     if importlib.util.find_spec(f"tests.contract.{_module}"):
         importlib.import_module(f"tests.contract.{_module}")
 
