@@ -12,6 +12,8 @@ Invariants:
   this store (`may_bind`), and never more than the namespace it is read in allows (`lent`).
 * The owner's token of a volume is derived from the owner key, so a restart gives the same URI
   without a token being stored.  Revoking it moves the volume to its next epoch, hence token.
+* So is that of a standing share, with the reference's id, which is never used again: whether a
+  reference is one shows in its digest (`capstore.service.shares`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from capstore.backers.node import DirectoryNode, FileNode, Node, Volume
@@ -33,6 +35,7 @@ from capstore.service.grants import Effect, Grant, Policy, ServedVolume
 from capstore.service.guard import GuardedDirectory, GuardedFile
 from capstore.service.name_guard import GuardedNamespace
 from capstore.service.references import Reference, ReferenceTable, digest_of
+from capstore.service.shares import StandingShare
 from capstore.service.store_guard import GuardedStore, Scope
 
 Guarded = GuardedDirectory | GuardedFile | GuardedStore | GuardedNamespace
@@ -63,8 +66,11 @@ class Authority:
     def owner_token(self, volume: str) -> str:
         """The token of the whole of `volume`, as long as its owner reference is not revoked."""
         epoch = self._table.epochs.get(volume, 0)
-        message = f"capstore owner token 1\0{epoch}\0{volume}".encode()
-        return _text(hmac.new(self._owner_key, message, hashlib.sha256).digest())
+        return self._derived(f"capstore owner token 1\0{epoch}\0{volume}")
+
+    def _derived(self, message: str) -> str:
+        """The token that comes of the owner key and `message`."""
+        return _text(hmac.new(self._owner_key, message.encode(), hashlib.sha256).digest())
 
     async def ensure_owners(self) -> None:
         """Makes the owner reference of each volume that has none."""
@@ -97,6 +103,40 @@ class Authority:
             parent=parent,
             created=self._clock(),
         )
+
+    # Standing shares ---------------------------------------------------------------------------
+
+    def served(self, volume: str) -> Volume | ObjectStore:
+        """What is served under a name.  Raises KeyError."""
+        return self._volumes[volume].volume
+
+    def standing_token(self, reference: Reference) -> str:
+        """The token of a standing share."""
+        return self._derived(
+            f"capstore share token 1\0{reference.id}\0{reference.volume}\0{reference.label}"
+        )
+
+    def standing(self) -> list[Reference]:
+        """The standing shares of all volumes, also of those that are not served now."""
+        return [
+            each
+            for each in self._table
+            if hmac.compare_digest(each.digest, digest_of(self.standing_token(each)))
+        ]
+
+    async def add_standing(self, share: StandingShare, kind: str, handle: bytes) -> Reference:
+        """Makes a standing share of the node that `handle` names.  Raises as
+        `ReferenceTable.add`."""
+        owner = self._valid(self.owner_token(share.volume))
+        made = self._reference("", share.label, kind, share.volume, handle, Policy(), owner.id)
+        made = replace(made, id=self._table.next_id, policy=share.policy(made.created))
+        return await self._table.add(replace(made, digest=digest_of(self.standing_token(made))))
+
+    async def end_standing(self, ids: Iterable[int]) -> None:
+        """Ends standing shares with all below them, before anybody holds one live.  Raises as
+        `ReferenceTable.remove`."""
+        ended = set(ids)
+        await self._table.remove(ended.union(*map(self.ids_below, ended)))
 
     # Saving and restoring ----------------------------------------------------------------------
 

@@ -137,6 +137,11 @@ class ReferenceTable:
     def __contains__(self, reference_id: int) -> bool:
         return reference_id in self._by_id
 
+    @property
+    def next_id(self) -> int:
+        """The id that the next reference gets; none is ever used again."""
+        return self._next_id
+
     def get(self, reference_id: int) -> Reference | None:
         """The reference of this id."""
         return self._by_id.get(reference_id)

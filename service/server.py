@@ -16,7 +16,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from capstore.service.authority import Authority
 from capstore.service.gate import GateServer
 from capstore.service.loop import kj_loop_running
 from capstore.service.session import MeteredTransport, Session, TicketTable
+from capstore.service.shares import Kept, StandingShare, keep_shares
 from capstore.service.state import StateDirectory
 from capstore.service.transport import protocol_with
 from capstore.service.uri import CapabilityURI
@@ -119,10 +120,14 @@ class Service:
     def owner_uris(self) -> list[tuple[str, CapabilityURI]]:
         """For each volume and each address: the volume's name and the URI of all of it."""
         return [
-            (name, address.with_token(self._authority.owner_token(name)))
+            (name, uri)
             for name in self._volumes
-            for address in self._addresses
+            for uri in self.uris(self._authority.owner_token(name))
         ]
+
+    def uris(self, token: str) -> list[CapabilityURI]:
+        """The URIs of what `token` stands for, one for each address."""
+        return [address.with_token(token) for address in self._addresses]
 
     def volume(self, name: str) -> Volume:
         """A served volume.  Raises KeyError."""
@@ -237,6 +242,13 @@ class Service:
     async def prepare(self) -> None:
         """Makes the owner references; to be called once, before listening."""
         await self._authority.ensure_owners()
+
+    async def keep_shares(self, shares: Sequence[StandingShare]) -> list[Kept]:
+        """Makes these standing shares, or finds them again, and ends all others.
+
+        To be called before listening.  Raises as `capstore.service.shares.keep_shares`.
+        """
+        return await keep_shares(self._authority, shares)
 
 
 def start(

@@ -34,12 +34,16 @@ class LogLevel(StrEnum):
         "cpio:PATH        a cpio archive, also compressed",
         "fat:PATH[,part=N]  a FAT12, FAT16 or FAT32 image; partition N of a disk",
         "pyfs:URL[,ro]    any PyFilesystem2 filesystem: zip://a.zip, ftp://...",
+        "oci:PATH         a layer of a container image: an archive or a directory",
+        "overlay:UPPER+LOWER+...[,lower=writable-files]  a layer that is written over others",
+        "mounts:/=SPEC,/tmp=SPEC  one tree out of several",
     )
     + block(
         "Examples",
         "capstore serve",
         "capstore serve work=dir:/srv/work scratch=memory:,max-bytes=1GiB",
         "capstore serve dir:/srv/work,ro --listen 0.0.0.0:4000 --uri-file uris",
+        "capstore serve --config capstore.toml",
     )
 )
 def serve(
@@ -56,15 +60,36 @@ def serve(
         ),
     ] = None,
     state: Annotated[
-        Path, typer.Option(metavar="DIR", help="Keys and saved references (mode 0700).")
-    ] = Path("capstore-data"),
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keys and saved references (mode 0700). Default: capstore-data.",
+            show_default=False,
+        ),
+    ] = None,
     uri_file: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Write the URIs to FILE too, with mode 0600.", show_default=False
         ),
     ] = None,
-    log_level: Annotated[LogLevel, typer.Option(help="What is logged on stderr.")] = LogLevel.info,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(help="What is logged on stderr. Default: info.", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Serve what this file describes (docs/config.md).",
+            show_default=False,
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say what is wrong with the file; open nothing.")
+    ] = False,
 ) -> None:
     """Serve volumes until SIGTERM or Ctrl-C.
 
@@ -73,9 +98,30 @@ def serve(
 
     Without SPEC it makes and serves a tree, "files", in the image STATE/files.wf1, and a store of
     objects, "objects", in STATE/objects.st1. NAME is the last part of the path, or the scheme.
+
+    With --config the file says what is served, and paths in it are relative to its folder; the
+    other options stand before what it says.
     """
-    from capstore.tools.console import run
+    from capstore.tools.console import out, run
     from capstore.tools.serving import ServeOptions, serve_until_told
 
-    options = ServeOptions(volumes or [], listen or [], state, uri_file, log_level.value)
-    run(serve_until_told(options))
+    level = log_level.value if log_level is not None else None
+    if config is None:
+        if check:
+            raise typer.BadParameter("--check is of a file: --config FILE")
+        folder = state or Path("capstore-data")
+        run(
+            serve_until_told(
+                ServeOptions(volumes or [], listen or [], folder, uri_file, level or "info")
+            )
+        )
+        return
+    from capstore.tools.config.command import configured
+
+    if volumes:
+        raise typer.BadParameter("what is served is said by --config or by NAME=SPEC, not both")
+    options = configured(config, listen or [], state, uri_file, level)
+    if check:
+        out(f"{config}: ok")
+    else:
+        run(serve_until_told(options))

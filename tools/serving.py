@@ -6,6 +6,7 @@ Invariants:
 * The first SIGTERM or SIGINT stops in order: doors, connections, volumes, state.  A second one has
   its default effect.
 * No URI is logged.  A volume that holds the service's own secrets is refused.
+* What is shared from the start is settled before anyone can connect.
 """
 
 from __future__ import annotations
@@ -17,25 +18,28 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
-from capstore.backers.spec import Spec, open_backer
+from capstore.backers.overlay_spec import OCI, leaves
+from capstore.backers.spec import open_backer
+from capstore.backers.spec_text import Spec
 from capstore.backers.workers import in_worker
 from capstore.images.durable import replace_file
 from capstore.schema.errors import Denied, StorageError
 from capstore.service.server import Served, Service, start
+from capstore.service.shares import StandingShare
 from capstore.service.state import StateDirectory
 from capstore.service.uri import CapabilityURI
 from capstore.tools.console import drop_stdout
 
 log = logging.getLogger("capstore.serve")
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+VOLUME_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _NAMED = re.compile(r"(?P<name>[^=:,/]*)=(?P<spec>.*)", re.DOTALL)
 _TCP = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]/]+)):(?P<port>\d{1,5})")
 # How long a worker goes on computing when the loop has something to do; Python's own is ten times
@@ -44,15 +48,22 @@ _SWITCH_SECONDS = 0.0005
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+# Opens what is served, by name; archives keep their indices in the directory, and what was opened
+# is closed by the stack.
+Opener = Callable[[Path, AsyncExitStack], Awaitable[dict[str, Served]]]
+
+
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """What was typed."""
+    """What was typed, or stands in a configuration; `opener` opens the volumes of that one."""
 
     volumes: Sequence[str]
     listen: Sequence[str]
     state: Path
     uri_file: Path | None
     log_level: str
+    opener: Opener | None = None
+    shares: Sequence[StandingShare] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +93,7 @@ def parse_volumes(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         match = _NAMED.fullmatch(text)
         name, spec = (match["name"], match["spec"]) if match else (_default_name(text), text)
-        if not _NAME.fullmatch(name):
+        if not VOLUME_NAME.fullmatch(name):
             raise typer.BadParameter(
                 f'"{name}" cannot name a volume (letters, digits, ".", "_", "-"): write NAME=SPEC'
             )
@@ -110,23 +121,28 @@ def parse_address(text: str) -> Address:
 
 
 def refuse_own_secrets(spec_text: str, secrets: Sequence[Path]) -> None:
-    """Raises `Denied` for a host directory that holds one of `secrets`: whoever reads the volume
-    would own the service."""
-    spec = Spec.parse(spec_text)
+    """Raises `Denied` for a host directory, be it a part of what is composed, that holds one of
+    `secrets`: whoever reads the volume would own the service."""
+    for spec in leaves(spec_text):
+        root = _host_directory(spec)
+        for secret in secrets:
+            if root is not None and secret.resolve().is_relative_to(root):
+                raise Denied(
+                    f'the volume "{spec_text}" would hold the secrets of the service itself '
+                    f'("{secret}"): keep them elsewhere'
+                )
+
+
+def _host_directory(spec: Spec) -> Path | None:
+    """The directory of this machine that all below is served of, if it is one."""
     path = spec.argument
     if spec.scheme == "pyfs":
         path = path.removeprefix("file://").removeprefix("osfs://")
-    elif spec.scheme != "dir":
-        return
+    elif spec.scheme not in ("dir", OCI):
+        return None
     if not path or "://" in path:
-        return
-    root = Path(path).expanduser().resolve()
-    for secret in secrets:
-        if secret.resolve().is_relative_to(root):
-            raise Denied(
-                f'the volume "{spec_text}" would hold the secrets of the service itself '
-                f'("{secret}"): keep them elsewhere'
-            )
+        return None
+    return Path(path).expanduser().resolve()
 
 
 # Running -----------------------------------------------------------------------------------------
@@ -179,18 +195,35 @@ async def _serve(
     state = await in_worker(lambda: StateDirectory.open(options.state))
     async with AsyncExitStack() as opening:
         opening.callback(state.close)
-        if not volumes:
-            volumes = _own_volumes(options.state)
-        served = await _opened(volumes, options.state / "cache", opening)
+        if options.opener is not None:
+            served = await options.opener(options.state / "cache", opening)
+        else:
+            volumes = volumes or _own_volumes(options.state)
+            served = await _opened(volumes, options.state / "cache", opening)
         # From here on the service closes them.
         running = start(served, state, software=_software())
         opening.pop_all()
         async with running as service:
+            tokens = await _shared(service, options.shares)
             for address in addresses:
                 await _listen(service, address)
             _prefer_short_pauses()
-            await _announce(service.owner_uris(), options.uri_file)
+            shared = [(label, uri) for label, token in tokens for uri in service.uris(token)]
+            await _announce(service.owner_uris() + shared, options.uri_file)
             await asyncio.Event().wait()
+
+
+async def _shared(
+    service: Service, shares: Sequence[StandingShare] | None
+) -> list[tuple[str, str]]:
+    """Labels and tokens of what is shared from the start; what cannot be is logged."""
+    if shares is None:
+        return []
+    kept = await service.keep_shares(shares)
+    for share, _, error in kept:
+        if error is not None:
+            log.error('"%s" is not shared: volume %s: %s', share.label, share.volume, error)
+    return [(share.label, token) for share, token, _ in kept if token is not None]
 
 
 def _prefer_short_pauses() -> None:
