@@ -13,14 +13,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from capstore.backers.spec import Spec
+from capstore.backers.overlay_spec import OCI, parse_overlay
+from capstore.backers.spec_text import Spec
 from capstore.backers.workers import in_worker
 from capstore.images import st1
 from capstore.images.builder import Facts, TreeBuilder
@@ -105,7 +106,8 @@ async def _empty(builder: TreeBuilder) -> None:
 async def _fill(
     plan: Plan, source: str, output: Output, tree: Tree, meter: Meter, epoch: int | None
 ) -> None:
-    skip = _own_paths(source, plan, output)
+    own = [output.place, output.scratch, *([plan.manifest] if plan.manifest else [])]
+    skip = await in_worker(lambda: own_paths(source, own))
     if plan.format == "fat":
         from capstore.tools.image.fatplan import check_tree
 
@@ -146,19 +148,28 @@ def _finish(plan: Plan, builder: TreeBuilder, output: Output) -> None:
                 file.writelines(f"{line}\n" for line in builder.named())
 
 
-def _own_paths(source: str, plan: Plan, output: Output) -> frozenset[tuple[str, ...]]:
-    """Where the image, what it is made in, and what is said of it lie in the tree, if that is a
-    local directory."""
-    if source.startswith("dir:") and not os.path.lexists(source):
-        source = Spec.parse(source).argument
-    root = Path(source).resolve()
-    if not root.is_dir():
-        return frozenset()
-    own = [output.place, output.scratch, *([plan.manifest] if plan.manifest else [])]
+def own_paths(source: str, own: Sequence[Path]) -> frozenset[tuple[str, ...]]:
+    """Where what is made, the paths `own`, lies in the tree, as far as that is of local
+    directories."""
     places = [path.parent.resolve() / path.name for path in own]
+    roots = [Path(local).resolve() for local in _local_parts(source)]
     return frozenset(
-        place.relative_to(root).parts for place in places if place.is_relative_to(root)
+        place.relative_to(root).parts
+        for root in roots
+        for place in places
+        if root.is_dir() and place.is_relative_to(root)
     )
+
+
+def _local_parts(source: str) -> list[str]:
+    """The paths, of directories or not, that a tree is made of."""
+    if os.path.lexists(source):
+        return [source]
+    scheme, _, argument = source.partition(":")
+    if scheme == "overlay":
+        layers = parse_overlay(argument)
+        return [path for part in (layers.upper, *layers.lowers) for path in _local_parts(part)]
+    return [Spec.parse(source).argument] if scheme in ("dir", OCI) else []
 
 
 # Builders ----------------------------------------------------------------------------------------

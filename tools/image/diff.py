@@ -25,7 +25,6 @@ from capstore.tools.console import about, complain, explained, out, printable
 from capstore.tools.image.array import ArrayWriter
 from capstore.tools.image.source import (
     Folder,
-    NodeTree,
     Step,
     Tree,
     contents_of,
@@ -226,7 +225,7 @@ class Comparison:
         return tuple(what for what, differs in found.items() if differs)
 
     async def _same_content(self, one: Step, other: Step) -> bool:
-        contents = [await _content(step) for step in (one, other)]
+        contents = [await step.content() for step in (one, other)]
         mine, yours = (_Reader(content, self._meter) for content in contents)
         async with aclosing(mine), aclosing(yours):
             while True:
@@ -238,10 +237,6 @@ class Comparison:
                     return False
                 mine.take(length)
                 yours.take(length)
-
-
-async def _content(step: Step) -> Content:
-    return await NodeTree().content(step.folder, step.entry)
 
 
 def _mode_differs(one: Stat, other: Stat) -> bool:

@@ -16,16 +16,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
-from capstore.backers.node import Buffer, NodeKind
+from capstore.backers.node import Buffer, Entry, NodeKind
 from capstore.backers.workers import in_worker
 from capstore.images.builder import Facts, TreeBuilder
 from capstore.schema.errors import Conflict, Corrupt, StorageError
 from capstore.schema.limits import TRANSFER_BYTES_MAX
 from capstore.schema.nodes import Stat
 from capstore.tools.console import about, shown
-from capstore.tools.image.source import NodeTree, Step, Tree, depth_first
+from capstore.tools.image.source import Tree, depth_first
 from capstore.tools.progress import Meter
 from capstore.tools.trees import Content
 
@@ -81,15 +81,30 @@ def _all_of(calls: Sequence[tuple[Path, Callable[[], None]]]) -> None:
             raise about(path, error) from error
 
 
+class Pushed(Protocol):
+    """An entry of a walk, a directory before what is in it."""
+
+    @property
+    def path(self) -> Path:
+        """Its names from the root."""
+
+    @property
+    def entry(self) -> Entry:
+        """What it is."""
+
+    async def content(self) -> Content:
+        """The content of the file that it is."""
+
+
 class _Ahead:
     """A walk whose next files are being read already."""
 
-    def __init__(self, steps: AsyncIterator[Step]) -> None:
+    def __init__(self, steps: AsyncIterator[Pushed]) -> None:
         self._steps = steps
-        self._waiting: deque[tuple[Step, asyncio.Task[Content] | None]] = deque()
+        self._waiting: deque[tuple[Pushed, asyncio.Task[Content] | None]] = deque()
         self._ended = False
 
-    async def next(self) -> tuple[Step, asyncio.Task[Content] | None] | None:
+    async def next(self) -> tuple[Pushed, asyncio.Task[Content] | None] | None:
         """The next step, and of a file its content that is on the way; None at the end."""
         while not self._ended and len(self._waiting) < AHEAD_MAX:
             step = await anext(self._steps, None)
@@ -98,7 +113,7 @@ class _Ahead:
                 break
             reading = None
             if step.entry.stat.kind is NodeKind.FILE:
-                reading = asyncio.create_task(NodeTree().content(step.folder, step.entry))
+                reading = asyncio.create_task(_content_of(step))
             self._waiting.append((step, reading))
         return self._waiting.popleft() if self._waiting else None
 
@@ -136,19 +151,22 @@ class Pusher:
         Raises what the tree and the builder raise, with the path, and `Conflict` for a file that
         changes while it is read.
         """
-        facts = self._facts_of(tree.entry.stat)
-        await self._batches.add((), partial(self._builder.directory, (), facts))
         async with aclosing(depth_first(tree.root, skip=skip)) as steps:
-            ahead = _Ahead(steps)
-            try:
-                while (found := await ahead.next()) is not None:
-                    await self._one(*found)
-                await self._batches.finish()
-            finally:
-                await ahead.drop()
-                await self._batches.drop()
+            await self.push_steps(tree.entry.stat, steps)
 
-    async def _one(self, step: Step, reading: asyncio.Task[Content] | None) -> None:
+    async def push_steps(self, root: Stat, steps: AsyncIterator[Pushed]) -> None:
+        """The root and all `steps` below it; raises as `push`."""
+        await self._batches.add((), partial(self._builder.directory, (), self._facts_of(root)))
+        ahead = _Ahead(steps)
+        try:
+            while (found := await ahead.next()) is not None:
+                await self._one(*found)
+            await self._batches.finish()
+        finally:
+            await ahead.drop()
+            await self._batches.drop()
+
+    async def _one(self, step: Pushed, reading: asyncio.Task[Content] | None) -> None:
         path, stat = step.path, step.entry.stat
         if stat.kind is NodeKind.SPECIAL:
             self._meter.warn(f"passed over: {shown(path)} is neither file, directory nor link")
@@ -166,7 +184,7 @@ class Pusher:
             if reading is not None:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
-            await self._batches.add(path, partial(self._builder.link, path, original))
+            await self._batches.add(path, self._link(path, original, self._facts_of(stat)))
         elif reading is not None:
             try:
                 await self._file(path, stat, await reading)
@@ -175,6 +193,10 @@ class Pusher:
         else:
             await self._symlink(step)
 
+    def _link(self, path: Path, original: Path, facts: Facts) -> Callable[[], None]:
+        """What makes `path` another name of `original`, with the same `facts`."""
+        return partial(self._builder.link, path, original)
+
     def _original(self, path: Path, stat: Stat) -> Path | None:
         """Where the node was seen before; None for the first time."""
         if stat.link_count < 2:
@@ -182,7 +204,7 @@ class Pusher:
         first = self._seen.setdefault(stat.node_id, path)
         return None if first == path else first
 
-    async def _symlink(self, step: Step) -> None:
+    async def _symlink(self, step: Pushed) -> None:
         if not step.entry.target:
             raise about(step.path, Corrupt("a symbolic link without a target"))
         call = partial(
@@ -205,6 +227,10 @@ class Pusher:
         if left:
             raise Conflict("the file changed while it was read")
         await self._batches.add(path, self._builder.end_file)
+
+
+async def _content_of(step: Pushed) -> Content:
+    return await step.content()
 
 
 async def _pieces_of(content: Content) -> AsyncIterator[Buffer]:

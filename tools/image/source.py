@@ -23,7 +23,9 @@ from pathlib import Path
 from capstore.backers.hostdir import HostVolume
 from capstore.backers.image import ImageDirectory, ImageVolume
 from capstore.backers.node import Buffer, DirectoryNode, Entry, FileNode, NodeKind, Volume
-from capstore.backers.spec import Spec, open_volume
+from capstore.backers.overlay_node import OverlayDirectory
+from capstore.backers.overlay_view import open_to_read
+from capstore.backers.spec_text import Spec
 from capstore.backers.workers import in_worker
 from capstore.images.devices import FileDevice
 from capstore.images.formats import FORMATS, STORES, format_of, has_store, open_image
@@ -89,11 +91,19 @@ class Folder:
         Raises `Corrupt` for a directory of an image that was listed before: with two names each,
         a few dozen directories make a tree without end."""
         node = await self.node()
-        if isinstance(node, ImageDirectory):
-            if node.node in self._listed:
+        node_id = _unique_id(node)
+        if node_id is not None:
+            if node_id in self._listed:
                 raise Corrupt("this directory is at another place in the image, too")
-            self._listed.add(node.node)
+            self._listed.add(node_id)
         return node
+
+
+def _unique_id(node: DirectoryNode) -> int | None:
+    """What tells directories apart that whoever wrote an image may have given several names."""
+    if isinstance(node, ImageDirectory):
+        return node.node
+    return node.core.node_id if isinstance(node, OverlayDirectory) else None
 
 
 class NodeTree:
@@ -121,12 +131,20 @@ class NodeTree:
         node = await directory.node()
         if isinstance(node, Directory):
             return await RemoteTree().content(node, entry)
-        file = await node.open(check_name(entry.name))
+        return await content_of(await node.open(check_name(entry.name)))
+
+
+async def content_of(file: FileNode) -> Content:
+    """All that is in an open file, which is closed behind that."""
+    try:
         first = await file.read(0, TRANSFER_BYTES_MAX)
-        if len(first) < TRANSFER_BYTES_MAX:
-            await file.close()
-            return Content(first)
-        return Content(first, _rest_of(file))
+    except BaseException:
+        await file.close()
+        raise
+    if len(first) < TRANSFER_BYTES_MAX:
+        await file.close()
+        return Content(first)
+    return Content(first, _rest_of(file))
 
 
 async def _rest_of(file: FileNode) -> AsyncIterator[Buffer]:
@@ -271,10 +289,10 @@ async def _volume(text: str) -> Volume:
 
 
 async def _volume_of_spec(text: str) -> Volume:
-    """What the specification names; an image that could be written is opened as one to read."""
+    """What the specification names; what could be written is opened to be read."""
     spec = Spec.parse(text)
     if spec.scheme != "wf1":
-        return await open_volume(text)
+        return await open_to_read(text)
     spec.check_options({"ro"})
     return await ImageVolume.open(lambda: open_image(spec.argument, scheme=spec.scheme))
 
@@ -302,6 +320,10 @@ class Step:
     def is_directory(self) -> bool:
         """Whether it is a directory."""
         return self.entry.stat.kind is NodeKind.DIRECTORY
+
+    async def content(self) -> Content:
+        """The content of the file that it is."""
+        return await NodeTree().content(self.folder, self.entry)
 
 
 async def depth_first(
