@@ -57,9 +57,9 @@ from capstore.schema.errors import (
 
 HIDDEN: Final = MARK + ".wh.capstore"
 _TOKEN_BYTES: Final = 12
-_ID = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16})")
-_LINK = re.compile(r"([0-9a-f]{1,16})-([1-9][0-9]{0,9})(?:-([0-9]{1,10}))?")
-_SELF: Final = "self-"
+ID = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16})")
+LINK = re.compile(r"([0-9a-f]{1,16})-([1-9][0-9]{0,9})(?:-([0-9]{1,10}))?")
+SELF: Final = "self-"
 
 
 class Linked:
@@ -186,15 +186,15 @@ class Notes:
     async def _load_ids(self) -> None:
         if self._ids is None:
             return
-        own = _SELF + f"{(await self._ids.stat()).node_id:x}"
+        own = SELF + f"{(await self._ids.stat()).node_id:x}"
         if await peek(self._ids, own) is None:
             # Made just now, or a copy of a tree whose nodes had other ids.
             async for entry in entries(self._ids):
-                if entry.name.startswith(_SELF) or _ID.fullmatch(entry.name):
+                if entry.name.startswith(SELF) or ID.fullmatch(entry.name):
                     await discard(self._ids, entry.name)
             await make(self._ids, own)
         async for entry in entries(self._ids):
-            found = _ID.fullmatch(entry.name)
+            found = ID.fullmatch(entry.name)
             if found is not None and int(found[2], 16):
                 self._origins.setdefault(int(found[1], 16), int(found[2], 16))
 
@@ -273,7 +273,7 @@ class Notes:
 
     async def _load_links(self) -> None:
         async for entry in entries(self._links):
-            found = _LINK.fullmatch(entry.name)
+            found = LINK.fullmatch(entry.name)
             if found is None or entry.stat.kind not in (NodeKind.FILE, NodeKind.SYMLINK):
                 continue
             origin, linked = (

@@ -13,10 +13,10 @@ from typing import NamedTuple
 from capstore.backers.layer import Mark
 from capstore.backers.named_layer import NamedLayer, is_mark, peek
 from capstore.backers.named_notes import (
-    _ID,
-    _LINK,
-    _SELF,
     HIDDEN,
+    ID,
+    LINK,
+    SELF,
     Linked,
     Notes,
     discard,
@@ -83,11 +83,11 @@ class SeenNotes(Notes):
     async def _see_ids(self) -> None:
         self.id_names = []
         ids = self._ids
-        if ids is None or await peek(ids, f"{_SELF}{(await ids.stat()).node_id:x}") is None:
+        if ids is None or await peek(ids, f"{SELF}{(await ids.stat()).node_id:x}") is None:
             # In a copy of a tree they mean nothing.
             return
         async for entry in entries(ids):
-            found = _ID.fullmatch(entry.name)
+            found = ID.fullmatch(entry.name)
             if found is not None:
                 self.id_names.append(entry.name)
                 if int(found[2], 16):
@@ -96,7 +96,7 @@ class SeenNotes(Notes):
     async def _see_links(self) -> None:
         self.unsettled = []
         async for entry in entries(self._links):
-            found = _LINK.fullmatch(entry.name)
+            found = LINK.fullmatch(entry.name)
             if found is None or entry.stat.kind not in (NodeKind.FILE, NodeKind.SYMLINK):
                 continue
             origin, linked = (

@@ -121,10 +121,7 @@ class Export:
 
     async def open(self, seen: Seen) -> FileNode:
         """Opens a file that is told."""
-        if seen.is_linked:
-            return await self._union.open_linked(seen.node_id, OpenFlags.READ)
-        directory, name = seen.piece.node, seen.entry.name
-        return await seen.piece.layer.open_found(directory, name, seen.found, OpenFlags.READ)
+        return await self._union.open(seen, OpenFlags.READ)
 
     # Directories ---------------------------------------------------------------------------------
 

@@ -60,12 +60,13 @@ class OverlayFile(FileNode):
     async def stat(self) -> Stat:
         """What is known of the file; after `close` what was known then."""
         core = self.core
-        if self._closed or core.number != UPPER:
-            stat = shown(await core.file.stat(), core.number, core.node_id)
-            # Of lower layers, what has several names is copied up before one of them goes.
-            return stat._replace(link_count=0) if core.is_nameless else stat
-        stat, _ = await self.volume.tree.union.about(core.file)
-        return shown(stat, UPPER, core.node_id)
+        if self._closed:
+            stat = await core.file.stat()
+        else:
+            stat, _ = await self.volume.tree.union.about(core.number, core.file)
+        stat = shown(stat, core.number, core.node_id)
+        # Of lower layers, what has several names is copied up before one of them goes.
+        return stat._replace(link_count=0) if core.is_nameless else stat
 
     async def sync(self) -> None:
         self._opened()
@@ -82,8 +83,9 @@ class OverlayFile(FileNode):
 
     async def write(self, offset: int, data: Buffer) -> None:
         self._check_writable()
-        if self.core.number != UPPER:
-            await self._copied()
+        if not len(data):
+            return
+        await self._copied()
         if self.core.number != UPPER:
             # In place: nobody copies it meanwhile, or the copy would have half of this.
             async with self.core.copying:

@@ -36,6 +36,7 @@ from capstore.schema.errors import (
     ReadOnly,
     Unsupported,
 )
+from capstore.schema.limits import PAGE_ENTRIES_MAX
 from capstore.schema.names import check_name
 
 T = TypeVar("T")
@@ -250,11 +251,7 @@ class Tree:
         self, core: DirectoryCore, name: str, seen: Seen, flags: OpenFlags, epoch: int
     ) -> FileCore | None:
         try:
-            if seen.is_linked:
-                node = await self.union.open_linked(seen.node_id, flags)
-            else:
-                piece = seen.piece
-                node = await piece.layer.open_found(piece.node, name, seen.found, flags)
+            node = await self.union.open(seen, flags)
         except NotFound:
             if self.epoch == epoch:
                 raise
@@ -273,13 +270,12 @@ class Tree:
         known = self._shared(seen, epoch, in_place=in_place)
         if known is not None or self.epoch != epoch:
             return known
-        piece, mode = seen.piece, OpenFlags.WRITE if in_place else OpenFlags.READ
-        node = await piece.layer.open_found(piece.node, name, seen.found, mode)
+        node = await self.union.open(seen, OpenFlags.WRITE if in_place else OpenFlags.READ)
         known = self._shared(seen, epoch, in_place=in_place)
         if known is not None or self.epoch != epoch:
             await node.close()
             return known
-        opened = OpenFile(node, piece.number)
+        opened = OpenFile(node, seen.number)
         known = self._files.get(seen.node_id)
         if known is not None:
             # It was open for reading only; its readers see what is written in place.
@@ -303,7 +299,7 @@ class Tree:
         return (
             self.writable_files
             and seen.kind is NodeKind.FILE
-            and not (seen.is_upper or seen.is_linked or seen.piece.layer.volume.read_only)
+            and not (seen.is_upper or seen.holder or seen.piece.layer.volume.read_only)
         )
 
     async def release(self, file: FileCore) -> None:
@@ -324,7 +320,7 @@ class Tree:
         async with file.copying:
             if file.number == UPPER or (file.writes and not always):
                 return
-            stat = await file.file.stat()
+            stat, _ = await self.union.about(file.number, file.file)
             copy = await self.upper.unnamed()
             try:
                 if length is not None and length < stat.size:
@@ -433,12 +429,24 @@ class Tree:
             await self.upper.set_mark(node, mark._replace(opaque=True, redirect=""))
             core.flattened()
             self.epoch += 1
+            await self._uncover_all(node)
+
+    async def _uncover_all(self, directory: DirectoryNode) -> None:
+        """Removes the whiteouts of a directory that is opaque."""
+        after, more = "", True
+        while more:
+            page = await self.upper.page(directory, after, PAGE_ENTRIES_MAX)
+            for name, found in page.found:
+                if found.entry is None:
+                    await self.upper.uncover(directory, name)
+                after = name
+            more = page.more
 
     async def _children(self, core: DirectoryCore) -> list[Seen]:
         children: list[Seen] = []
         more, after = True, ""
         while more:
-            page, more = await self.union.page(core.pieces, after, 1000, core.kept)
+            page, more = await self.union.page(core.pieces, after, PAGE_ENTRIES_MAX, core.kept)
             children += page
             after = page[-1].entry.name if page else after
         return children

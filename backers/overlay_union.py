@@ -15,10 +15,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from capstore.backers.layer import NO_MARK, Found, FoundPage, Layer, Mark
+from capstore.backers.layer import Found, FoundPage, Layer, Mark
 from capstore.backers.node import DirectoryNode, Entry, FileNode, Node, NodeKind, OpenFlags, Stat
 from capstore.backers.node_ids import combined_id
-from capstore.schema.errors import NotFound
 from capstore.schema.limits import PAGE_BYTES_MAX, PAGE_ENTRIES_MAX
 
 # The number of the upper layer; lower ones count from 1 at the bottom.
@@ -40,13 +39,14 @@ Stack = tuple[Piece, ...]
 class Seen(NamedTuple):
     """What a name stands for: the entry as users see it, and where it is.
 
-    `is_linked` says that the name is a lower layer's, while the node lives in the upper one.
+    `holder` is the layer, with its number, that the node lives in under its origin, where that is
+    another one than has the name.
     """
 
     entry: Entry
     found: Found
     piece: Piece
-    is_linked: bool = False
+    holder: tuple[int, Layer] | None = None
 
     @property
     def kind(self) -> NodeKind:
@@ -62,6 +62,16 @@ class Seen(NamedTuple):
     def is_upper(self) -> bool:
         """Whether the upper layer has the name itself."""
         return self.piece.number == UPPER
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the name is a lower layer's, while the node lives in the upper one."""
+        return self.holder is not None and self.holder[0] == UPPER
+
+    @property
+    def number(self) -> int:
+        """The number of the layer that the node lives in."""
+        return self.piece.number if self.holder is None else self.holder[0]
 
     @property
     def has_lower_names(self) -> bool:
@@ -92,6 +102,7 @@ class Union:
         self.upper = upper
         self._layers: list[tuple[int, Layer]] = [] if upper is None else [(UPPER, upper)]
         self._layers += zip(range(len(lowers), 0, -1), lowers, strict=True)
+        self._by_number = dict(self._layers)
         self._fixed = fixed
 
     def hides(self, name: str) -> bool:
@@ -157,27 +168,29 @@ class Union:
         return None
 
     async def _linked(self, seen: Seen) -> Seen:
-        """What a lower name stands for, if the upper layer has taken the node over."""
+        """What a lower name stands for, if a layer above has taken the node over."""
         stat = seen.entry.stat
-        if stat.link_count < 2 or seen.kind is NodeKind.DIRECTORY or self.upper is None:
+        if stat.link_count < 2 or seen.kind is NodeKind.DIRECTORY:
             return seen
-        linked = await self.upper.linked(stat.node_id)
-        if linked is None:
-            return seen
-        entry = seen.entry._replace(stat=shown(linked, UPPER, stat.node_id))
-        return seen._replace(entry=entry, is_linked=True)
+        for number, layer in self._layers:
+            if number == seen.piece.number:
+                break
+            linked = await layer.linked(stat.node_id)
+            if linked is not None:
+                entry = seen.entry._replace(stat=shown(linked, number, stat.node_id))
+                return seen._replace(entry=entry, holder=(number, layer))
+        return seen
 
-    async def open_linked(self, node_id: int, flags: OpenFlags) -> FileNode:
-        """Opens the file that a linked name stands for.  Raises `NotFound`."""
-        if self.upper is None:
-            raise NotFound("nothing with this id")
-        return await self.upper.open_linked(node_id, flags)
+    async def open(self, seen: Seen, flags: OpenFlags) -> FileNode:
+        """Opens the file that was seen, in the layer that it lives in.  Raises `NotFound`."""
+        if seen.holder is not None:
+            return await seen.holder[1].open_linked(seen.node_id, flags)
+        piece = seen.piece
+        return await piece.layer.open_found(piece.node, seen.entry.name, seen.found, flags)
 
-    async def about(self, node: Node) -> tuple[Stat, Mark]:
-        """The stat and mark of an open node of the upper layer."""
-        if self.upper is None:
-            return await node.stat(), NO_MARK
-        return await self.upper.about(node)
+    async def about(self, number: int, node: Node) -> tuple[Stat, Mark]:
+        """The stat and mark of an open node of layer `number`."""
+        return await self._by_number[number].about(node)
 
     async def descend(self, stack: Sequence[Piece], name: str) -> Stack:
         """The stack of the directory `name`; empty if it is none.  Raises what opening raises."""

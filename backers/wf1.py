@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections import deque
@@ -27,11 +28,13 @@ from capstore.images.wf1_open import format_wf1, open_wf1
 from capstore.images.wf1_state import Node as Record
 from capstore.images.wf1_state import State
 from capstore.images.wf1_upkeep import Snapshot
-from capstore.schema.errors import InvalidArgument, NotFound, StorageError, Unsupported
+from capstore.schema.errors import Busy, InvalidArgument, NotFound, StorageError, Unsupported
 
 T = TypeVar("T")
 
 _IMAGE_ID_BYTES: Final = 16
+_RESET_TRIES: Final = 10
+_RESET_PAUSE_SECONDS: Final = 0.01
 _ID_BYTES: Final = 8
 
 
@@ -245,7 +248,12 @@ class Wf1Volume(Volume):
             _let_go_of(engine, self._dropped)
             engine.reset()
 
-        await self._driver.change(reset)
+        for _ in range(_RESET_TRIES):
+            with suppress(Busy):
+                return await self._driver.change(reset)
+            # What was dropped just now may be in a worker's hands for a moment.
+            await asyncio.sleep(_RESET_PAUSE_SECONDS)
+        return await self._driver.change(reset)
 
     async def close(self) -> None:
         """Syncs, with a checkpoint if the log is long, and releases the image, also when that
