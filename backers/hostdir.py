@@ -21,6 +21,7 @@ has more than 255 bytes it is listed, but every method refuses it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat as modes
 from collections.abc import Callable
@@ -358,6 +359,17 @@ def _raw(name: str) -> bytes:
 # The volume ------------------------------------------------------------------------------------
 
 
+def _share(fd: int) -> None:
+    """Marks a directory as in use, beside others that use it.  Raises `Busy` while it is reset."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Busy("the directory is being reset") from None
+    except OSError:
+        # Not every filesystem has locks; then nobody resets it either.
+        return
+
+
 class HostVolume(Volume):
     """A host directory and all below it."""
 
@@ -382,6 +394,7 @@ class HostVolume(Volume):
         def open_root() -> tuple[Host, HostStat]:
             with os_errors("open the directory"):
                 fd = OwnedFd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                _share(fd.fileno())
                 hostops.check_proc(fd.fileno())
                 return Host(fd, read_only=read_only), look_fd(fd.fileno())
 

@@ -169,6 +169,7 @@ def inspect(
         "capstore image verify base.ro1",
         "capstore image verify --json disk.img",
         "capstore image verify --repair work.wf1",
+        "capstore image verify overlay:wf1:work.wf1+tar:base.tar",
     )
 )
 def verify(
@@ -176,26 +177,29 @@ def verify(
     json: JsonOption = False,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Remove what a crash left in it (wf1, st1), first."),
+        typer.Option("--repair", help="Remove what a crash left (wf1, st1, overlay), first."),
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check every structure and checksum of an image.
+    """Check every structure and checksum of an image, or an overlay.
 
-    Every file in it is read, too.
+    Every file in it is read, too. Of overlay:UPPER+LOWER... each layer that is an image is checked,
+    then whether the marks of the upper layer fit the layers below it; nothing is written, but a
+    memory: layer is locked meanwhile.
 
     Exit code 0: nothing is wrong. 1: damaged; one line for each damage, OFFSET: WHERE: MESSAGE,
     with - for an offset that is not known. 2: it cannot be opened (or the usage is wrong).
 
     --repair removes only what never was acknowledged: the torn tail of a log, and a superblock
     that was being written. Nothing else is changed, and nothing at all in an image that cannot be
-    opened.
+    opened. Of an overlay the upper layer is repaired, nothing else: marks that hide nothing go, and
+    what was being copied; the tree it shows stays the same. Give it the layers it was made over.
 
     --json: an object with clean (a boolean) and findings (offset or null, where, message,
     repairable).
     """
     from capstore.tools.console import run
-    from capstore.tools.image.verify import verify as work
+    from capstore.tools.image.verifylayers import verify as work
 
     raise typer.Exit(run(work(file, json=json, quiet=quiet, repair=repair)))
 
@@ -240,6 +244,42 @@ def extract(
 
 
 @image.command(
+    epilog=block(
+        "Examples",
+        "capstore image reset overlay:wf1:work.wf1+tar:base.tar",
+        "capstore image reset --yes dir:work",
+    )
+)
+def reset(
+    spec: Annotated[
+        str, typer.Argument(metavar="SPEC", help="An overlay, or its upper layer alone.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Drop all changes in the upper layer of an overlay.
+
+    SPEC is overlay:UPPER+LOWER..., or UPPER alone: wf1:PATH, dir:PATH or memory:FILE. All that is
+    in the upper layer goes in one step, which a crash leaves done or not done; lower layers are not
+    opened. Says how many nodes and bytes went. A terminal is asked first. Nobody else may have the
+    layer open.
+
+    A directory is exchanged with a new one of the same mode and owner, .NAME.capstore-reset beside
+    it; what a reset that was killed leaves of that goes with the next one.
+    """
+    import sys
+
+    from capstore.tools.console import run
+    from capstore.tools.image.reset import content_of
+    from capstore.tools.image.reset import reset as work
+
+    asks = not yes and sys.stdin is not None and sys.stdin.isatty()
+    if asks and not typer.confirm(f"Drop {run(content_of(spec))}?", err=True):
+        raise typer.Exit(1)
+    run(work(spec, quiet=quiet))
+
+
+@image.command(
     epilog=block("Examples", "capstore image compact work.wf1", "capstore image compact disk.img")
 )
 def compact(
@@ -263,11 +303,19 @@ def compact(
         "capstore image diff old.ro1 new.ro1",
         "capstore image diff --ignore-times rootfs/ base.tar.gz",
         "capstore image diff @uris#work/-/src base.ro1",
+        "capstore image diff overlay:wf1:work.wf1+tar:base.tar --layer work.tar.gz",
     )
 )
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help=TreeHelp)],
-    b: Annotated[str, typer.Argument(metavar="B", help=TreeHelp)],
+    b: Annotated[str | None, typer.Argument(metavar="B", help=TreeHelp)] = None,
+    layer: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.tar[.gz|.zst]", help="Write what an overlay's upper layer is."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace OUT if it is there (--layer).")
+    ] = False,
     ignore_times: Annotated[
         bool, typer.Option("--ignore-times", help="Do not compare when things were modified.")
     ] = False,
@@ -283,10 +331,36 @@ def diff(
     "M PATH (WHAT)" in both, where WHAT is of kind, size, content, mode, time, target. Exit code 0:
     they are equal. 1: they differ. 2: something could not be compared (or the usage is wrong).
 
+    With --layer A is an overlay, overlay:UPPER+LOWER..., and there is no B: what the upper layer
+    adds to the lower ones, changes and removes becomes an OCI image layer, with .wh. entries for
+    what is gone. The layers are only read. OUT appears when it is whole; times later than
+    SOURCE_DATE_EPOCH become that. Exit code 0: written. 1: it failed.
+
     --json: an array of objects with change (added, deleted, modified), path and what; of stores,
     with kind (object, name), key (null for a hash) and hex instead of path.
     """
     from capstore.tools.console import run
     from capstore.tools.image.diff import diff as work
 
+    if layer is not None:
+        _export(a, layer, force=force, quiet=quiet, alone=not (b or ignore_times or json))
+        return
+    if b is None:
+        raise typer.BadParameter("a tree is compared with another: diff A B")
+    if force:
+        raise typer.BadParameter("--force is for --layer")
     raise typer.Exit(run(work(a, b, ignore_times=ignore_times, json=json, quiet=quiet)))
+
+
+def _export(source: str, out: Path, *, force: bool, quiet: bool, alone: bool) -> None:
+    """``diff --layer``; `alone` says that nothing was given that is for comparing."""
+    from capstore.tools.console import run
+    from capstore.tools.image.layer import ENDINGS, OVERLAY, export
+
+    if not alone:
+        raise typer.BadParameter("--layer is of one overlay, and nothing is compared")
+    if not source.startswith(OVERLAY):
+        raise typer.BadParameter(f"--layer is of an overlay: {OVERLAY}UPPER+LOWER")
+    if not out.name.endswith(ENDINGS):
+        raise typer.BadParameter("a layer is a .tar, .tar.gz or .tar.zst")
+    run(export(out, source, force=force, quiet=quiet))

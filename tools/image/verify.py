@@ -49,10 +49,10 @@ async def verify(file: str, *, json: bool, quiet: bool, repair: bool = False) ->
 
 async def _shown(image: OpenFile, *, json: bool, quiet: bool) -> int:
     found = 0
-    report = _Report(json=json)
+    report = Report(json=json)
     try:
         async with metered("verify", quiet=quiet) as meter:
-            async for finding in _elsewhere(lambda: _all_findings(image, meter)):
+            async for finding in elsewhere(lambda: all_findings(image, meter)):
                 found += 1
                 report.add(finding)
     except StorageError as error:
@@ -65,7 +65,7 @@ async def _shown(image: OpenFile, *, json: bool, quiet: bool) -> int:
     return DAMAGED if found else CLEAN
 
 
-def _all_findings(image: OpenFile, meter: Meter) -> Iterator[Finding]:
+def all_findings(image: OpenFile, meter: Meter) -> Iterator[Finding]:
     """What is wrong with the halves of an image, with their format where there are two."""
     if image.store is not None:
         yield from _in_half(FORMAT, _once(image.store.verify(meter)), image)
@@ -105,13 +105,16 @@ def _unreadable(tree: ImageTree, meter: Meter) -> Iterator[Finding]:
         yield Finding("/" + "/".join(path), error.message)
 
 
-class _Report:
+class Report:
+    """Shows findings as they come: lines, or with `json` an object."""
+
     def __init__(self, *, json: bool) -> None:
         self._array = ArrayWriter(" ") if json else None
         if json:
             print('{"findings": ', end="")
 
     def add(self, finding: Finding) -> None:
+        """Shows a finding."""
         if self._array is not None:
             self._array.add(_json(finding))
         else:
@@ -120,6 +123,7 @@ class _Report:
             out(f"{offset}: {printable(finding.where)}: {printable(finding.message)}{hint}")
 
     def finish(self, *, clean: bool) -> None:
+        """Says whether there were none."""
         if self._array is not None:
             self._array.finish()
             out(f', "clean": {"true" if clean else "false"}}}')
@@ -137,7 +141,7 @@ def _json(finding: Finding) -> dict[str, Any]:
 # A thread of its own -----------------------------------------------------------------------------
 
 
-async def _elsewhere(make: Callable[[], Iterator[Finding]]) -> AsyncIterator[Finding]:
+async def elsewhere(make: Callable[[], Iterator[Finding]]) -> AsyncIterator[Finding]:
     """What the iterator gives, which runs in a thread of its own.
 
     A worker would have to be waited for when the command is interrupted, and a check may take
