@@ -133,7 +133,8 @@ class Changes:
             try:
                 return await whole(self._in_turn(change))
             except _CopyFirst as first:
-                needed = first
+                # Its traceback holds this frame, which must not hold it.
+                needed = first.with_traceback(None)
             await self._copy(needed, epoch)
         raise Busy("the name comes and goes")
 

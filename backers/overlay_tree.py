@@ -429,16 +429,19 @@ class Tree:
             await self.upper.set_mark(node, mark._replace(opaque=True, redirect=""))
             core.flattened()
             self.epoch += 1
-            await self._uncover_all(node)
+            await self._tidied(node)
 
-    async def _uncover_all(self, directory: DirectoryNode) -> None:
-        """Removes the whiteouts of a directory that is opaque."""
+    async def _tidied(self, directory: DirectoryNode) -> None:
+        """Removes the marks in a directory that is opaque, where they say nothing any more."""
         after, more = "", True
         while more:
             page = await self.upper.page(directory, after, PAGE_ENTRIES_MAX)
             for name, found in page.found:
                 if found.entry is None:
                     await self.upper.uncover(directory, name)
+                elif found.mark.opaque:
+                    mark = found.mark._replace(opaque=False)
+                    await self.upper.set_mark(await directory.sub(name), mark)
                 after = name
             more = page.more
 

@@ -21,8 +21,10 @@ from pathlib import Path
 
 from capstore.backers.hostdir import HostVolume
 from capstore.backers.layer import Layer, Upper
+from capstore.backers.layers import open_layer, open_upper
 from capstore.backers.memory import MemoryVolume
 from capstore.backers.node import Attributes, DirectoryNode, Volume
+from capstore.backers.overlay import OverlayVolume
 from capstore.backers.spec import open_volume
 from capstore.backers.wf1 import Wf1Volume
 from capstore.images.builder import Facts
@@ -303,9 +305,6 @@ class Stack:
         """The overlay over the layers as they are."""
         if self.lower == "alone":
             return await self._alone()
-        from capstore.backers.layers import open_layer, open_upper
-        from capstore.backers.overlay import OverlayVolume
-
         upper = self.through_upper(await open_upper(await self.open_upper_volume()))
         lowers = [self.through_lower(open_layer(one)) for one in await self.open_lowers()]
         return await OverlayVolume.over(upper, lowers, writable_files=self.writable_files)

@@ -23,9 +23,13 @@ _ANY: Final = (1 << 64) - 1
 _KEY_BYTES: Final = 8
 
 
+# Wide enough for the crash that shows a canary to be among those that are gone on with.
+SEARCH: Final[Search] = exhaustive(6, nested_max=8)
+
+
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """`without` takes the precaution out; `workloads` show it.
+    """`without` takes the precaution out; `workloads` show it, gone through by `search`.
 
     With `opening` it is there while the workload is done, which would not even begin, and is taken
     out of what opens the volume afterwards.
@@ -35,6 +39,7 @@ class Canary:
     without: Callable[[], AbstractContextManager[None]]
     workloads: Sequence[str]
     opening: bool = False
+    search: Search = SEARCH
 
 
 @contextmanager
@@ -87,12 +92,9 @@ def key_not_checked() -> AbstractContextManager[None]:
     return patched((frames, "header_at", any_key))
 
 
-# Wide enough for the crash that shows a canary to be among those that are gone on with.
-SEARCH: Final[Search] = exhaustive(6, nested_max=8)
-
-
-def caught(subject: AnySubject, canary: Canary, search: Search = SEARCH) -> Failure | None:
-    """The first state that gives the canary away; None if the proof does not notice it."""
+def caught(subject: AnySubject, canary: Canary, search: Search | None = None) -> Failure | None:
+    """The first state that gives the canary away, by another search than its own if there is one;
+    None if the proof does not notice it."""
     for name in canary.workloads:
         workload = workload_of(subject, name)
         # The image that it begins with is a sound one.
@@ -104,7 +106,7 @@ def caught(subject: AnySubject, canary: Canary, search: Search = SEARCH) -> Fail
         if recording is None:
             continue
         with canary.without():
-            explorer.examine(tally, workload, [search], recording)
+            explorer.examine(tally, workload, [search or canary.search], recording)
         found = [failure for failure in tally.failures if "@" in failure.state]
         if found:
             return found[0]

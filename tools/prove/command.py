@@ -37,10 +37,11 @@ _LENGTHS: Final = (1, 2)
         "capstore prove wf1 --length 2 --states 1000000 --report proof.json --report proof.html",
         "capstore prove wf1 --replay ace1-0@epoch=1/first=1",
         "capstore prove st1",
+        "capstore prove overlay",
     )
 )
 def prove(
-    what: Annotated[str, typer.Argument(metavar="FORMAT", help="wf1 or st1.")],
+    what: Annotated[str, typer.Argument(metavar="FORMAT", help="wf1, st1 or overlay.")],
     ops: Annotated[
         int, typer.Option(min=1, max=10_000, help="Operations of a workload by chance.")
     ] = 25,

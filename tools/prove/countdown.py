@@ -92,6 +92,8 @@ class _Run:
         self._device = CountdownDevice(recorder, place, "any", way.error, torn=way.torn)
         first = Moment(0, self._model, self._model.tree())
         self._recording = Recording(examiner.image(base), recorder.log, [first])
+        # What there is if a step that failed was done all the same; nothing comes behind it.
+        self._unsure: Any = None
 
     def outcomes(self, *, crashes: bool) -> Iterator[tuple[str, str | None]]:
         """Outcomes, each with a detail if it is not as it must be."""
@@ -105,6 +107,8 @@ class _Run:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
             yield "foreign exception", repr(error)
             return
+        if self._unsure is not None:
+            recording.add(len(recording.log), self._unsure)
         last = len(recording.moments) - 1
         left = [(self._examiner.image(self._memory.view), recording.acks[-1][1], last)]
         if crashes:
@@ -151,6 +155,8 @@ class _Run:
         if unchanged and (error is not None or (step.op in subject.keeping and not whole)):
             done, self._model = 0, before.copy()
             subject.gave_up(self._model, step)
+            if possible and step.op in subject.unsure and error is not None:
+                self._unsure = after
         elif done and (whole or error is not None):
             self._model = possible[done - 1]
         else:

@@ -65,6 +65,9 @@ class Subject(ABC, Generic[E, M]):
     keeping: ClassVar[frozenset[str]]
     # Those that may have nothing to write, and then say nothing of a failure before.
     lazy: ClassVar[frozenset[str]] = frozenset()
+    # Those that may be found done behind a crash though they failed and nothing is to be seen of
+    # them before: what they write takes the place of everything at once.
+    unsure: ClassVar[frozenset[str]] = frozenset()
     # Names of trees that are nobody's.
     aside: ClassVar[frozenset[str]] = frozenset()
     # What is done after a crash that ends a workload.
@@ -159,6 +162,7 @@ AnySubject = Subject[Any, Any]
 _MODULES: Final[Mapping[str, str]] = {
     "wf1": "capstore.tools.prove.wf1_subject",
     "st1": "capstore.tools.prove.st1_subject",
+    "overlay": "capstore.tools.prove.overlay_subject",
 }
 FORMATS: Final = tuple(_MODULES)
 
