@@ -9,7 +9,7 @@ import pytest
 
 from capstore.backers.node import DirectoryNode
 from capstore.backers.store import ObjectStore
-from tests.contract.harness import HARNESSES, READERS, Harness, Link, Tree
+from tests.contract.harness import HARNESSES, LONG, READERS, Harness, Link, Tree
 from tests.contract.stores import STORES, StoreHarness
 
 # Registers what is served over a connection; absent where only the backers are installed.
@@ -37,7 +37,9 @@ def tree_of_reader(reader: Harness) -> Tree:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # Not as `params=` of the fixtures: registration may come after they are defined.
     if "harness" in metafunc.fixturenames:
-        metafunc.parametrize("harness", list(HARNESSES), indirect=True)
+        marks = {name: [pytest.mark.long] for name in LONG}
+        names = [pytest.param(name, marks=marks.get(name, ())) for name in HARNESSES]
+        metafunc.parametrize("harness", names, indirect=True)
     if "reader" in metafunc.fixturenames:
         metafunc.parametrize("reader", list(READERS), indirect=True)
     if "store_harness" in metafunc.fixturenames:

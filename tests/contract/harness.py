@@ -57,6 +57,9 @@ ReaderFactory = Callable[[Tree], AbstractAsyncContextManager[Harness]]
 HARNESSES: dict[str, Factory] = {}
 READERS: dict[str, ReaderFactory] = {}
 
+# What is left to the long tests: another run of the same code in other places.
+LONG: set[str] = set()
+
 
 async def populate(directory: DirectoryNode, tree: Tree) -> None:
     """Makes `tree` in `directory`."""

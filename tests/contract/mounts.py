@@ -18,6 +18,7 @@ from capstore.service.client import connect
 from capstore.service.remote import Directory
 from tests.contract.harness import (
     HARNESSES,
+    LONG,
     READERS,
     Harness,
     Link,
@@ -113,5 +114,6 @@ HARNESSES["mounts-mounted"] = _mounted
 HARNESSES["mounts-nested"] = _nested
 HARNESSES["mounts-mounted+delay"] = delayed(_mounted)
 HARNESSES["rpc-mounts"] = _remote
+LONG |= {"mounts-mounted", "mounts-nested"}
 READERS["mounts-snapshot"] = _snapshot
 READERS["mounts-read-only"] = _read_only

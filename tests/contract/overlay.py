@@ -19,7 +19,7 @@ from capstore.service.remote import Directory
 from tests.backers.overlays import Entry, Folder, Stack, file, fill_volume, folder, stacked
 from tests.backers.slowlayers import slow_lower, slow_upper
 from tests.contract.faults import Delays
-from tests.contract.harness import HARNESSES, READERS, Factory, Harness, Link, Tree, clear
+from tests.contract.harness import HARNESSES, LONG, READERS, Factory, Harness, Link, Tree, clear
 from tests.contract.rpc import _settled as settled_of
 from tests.images.trees import Link as ImageLink
 from tests.service.inprocess import serving
@@ -114,5 +114,6 @@ HARNESSES["overlay-dir"] = _over("dir over ro1", folder())
 HARNESSES["overlay-covered"] = _over("memory over ro1", _full(1), covered=True)
 HARNESSES["overlay+delay"] = _over("memory over ro1", folder(), slow=True)
 HARNESSES["rpc-overlay"] = _remote
+LONG |= {"overlay-covered", "overlay-dir"}
 READERS["overlay-union"] = _union
 READERS["overlay-of-one"] = _above
