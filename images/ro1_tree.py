@@ -24,6 +24,7 @@ from capstore.images.device import BlockDevice
 from capstore.images.nodetable import prefix_of
 from capstore.images.records import BLOCK_BYTES, RO1_ENTRY, RO1_EXTENT, RO1_NODE, blocks_of
 from capstore.images.ro1 import CHUNK_BYTES, SUM_BYTES, Span
+from capstore.images.ro1_names import NameSums
 from capstore.images.tree import (
     SIZE_MAX,
     Content,
@@ -91,6 +92,7 @@ class Ro1Tree(ImageTree):
         self._nodes_at = self.superblock.nodes.start
         self._entries_at = self.superblock.entries.start
         self._node_count = self.superblock.nodes.count
+        self._name_sums = NameSums()
 
     def __repr__(self) -> str:
         return f"<Ro1Tree {self._node_count} nodes>"
@@ -167,15 +169,33 @@ class Ro1Tree(ImageTree):
 
     def lookup(self, directory: int, name: str) -> Entry:
         raw = check_name(name).encode()
+        _ = self.view
+        if self._name_sums.exclude(directory, raw):
+            raise NotFound("no entry of this name")
         low, high = self.range_of(directory)
-        # What is not found where it should be is looked for again, with every seal on the way.
-        for search in (self._guess, self._bisect):
-            number = search(directory, low, high, raw)
-            if number < high:
-                record = self.entry(number, directory)
-                if self.raw_name(record) == raw:
-                    return self._entry_of(name, record, directory, number)
+        number = self._guess(directory, low, high, raw)
+        if not self._is_place(number, directory, low, high, raw):
+            # What is not found where it should be is looked for again, with every seal on the way.
+            number = self._bisect(directory, low, high, raw)
+        if number < high:
+            record = self.entry(number, directory)
+            if self.raw_name(record) == raw:
+                return self._entry_of(name, record, directory, number)
+        self._name_sums.missed(directory, high - low, lambda: self._entry_records(low, high))
         raise NotFound("no entry of this name")
+
+    def _is_place(self, number: int, directory: int, low: int, high: int, raw: bytes) -> bool:
+        """Whether `raw` is the name of entry `number`, or would stand in front of it."""
+        if number < high:
+            name = self.raw_name(self.entry(number, directory))
+            if name <= raw:
+                return name == raw
+        return number == low or self.raw_name(self.entry(number - 1, directory)) < raw
+
+    def _entry_records(self, low: int, high: int) -> memoryview:
+        """The records of entries, as they are stored."""
+        at = self._entries_at
+        return self.view[at + low * RO1_ENTRY.size : at + high * RO1_ENTRY.size]
 
     def _guess(self, directory: int, low: int, high: int, raw: bytes) -> int:
         """As `_bisect`, but believing what it reads: a wrong answer shows in what it leads to."""
