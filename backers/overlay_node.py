@@ -155,8 +155,7 @@ class OverlayDirectory(DirectoryNode):
         tree, core = self.volume.tree, self.core
         tree.check_open()
         limit = max(1, min(limit, PAGE_ENTRIES_MAX))
-        seen, more = await tree.union.page(core.pieces, after, limit, core.kept)
-        return Page([one.entry for one in seen], more)
+        return Page(*await tree.union.entries(core.pieces, after, limit, core.kept))
 
     async def open(self, name: str, flags: OpenFlags = OpenFlags.READ) -> FileNode:
         flags.check()

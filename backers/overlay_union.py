@@ -12,7 +12,8 @@ Invariants:
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from capstore.backers.layer import Found, FoundPage, Layer, Mark
@@ -103,6 +104,7 @@ class Union:
         self._layers: list[tuple[int, Layer]] = [] if upper is None else [(UPPER, upper)]
         self._layers += zip(range(len(lowers), 0, -1), lowers, strict=True)
         self._by_number = dict(self._layers)
+        self._hides_names = upper is not None and type(upper).holds is not Layer.holds
         self._fixed = fixed
 
     def hides(self, name: str) -> bool:
@@ -224,28 +226,48 @@ class Union:
     ) -> tuple[list[Seen], bool]:
         """Up to `limit` of what users see behind `after`, as much as fits in a page, and whether
         more follows.  `kept` holds what was read ahead for this stack."""
-        seen: list[Seen] = []
+        shown_here, more = await self._page(stack, after, limit, kept)
+        return [await self._linked(Seen(*one)) for one in shown_here], more
+
+    async def entries(
+        self, stack: Stack, after: str, limit: int, kept: dict[int, Kept]
+    ) -> tuple[list[Entry], bool]:
+        """As `page`, for who wants the entries only."""
+        shown_here, more = await self._page(stack, after, limit, kept)
+        entries: list[Entry] = []
+        for entry, found, piece in shown_here:
+            if entry.stat.link_count > 1 and piece.number != UPPER:
+                entries.append((await self._linked(Seen(entry, found, piece))).entry)
+            else:
+                entries.append(entry)
+        return entries, more
+
+    async def _page(
+        self, stack: Stack, after: str, limit: int, kept: dict[int, Kept]
+    ) -> tuple[list[tuple[Entry, Found, Piece]], bool]:
+        """A page, without regard to nodes that a layer above has taken over."""
+        page: list[tuple[Entry, Found, Piece]] = []
         room = PAGE_BYTES_MAX
         more = True
         while more:
-            fresh, after, more = await self._merge(stack, after, limit + 1 - len(seen), kept)
-            for name, (piece, found) in fresh:
+            merged, after, more = await self._merge(stack, after, limit + 1 - len(page), kept)
+            for name in sorted(merged.found):
+                found = merged.found[name]
                 entry = found.entry
-                if entry is None or self.hides(name):
+                if entry is None or (self._hides_names and self.hides(name)):
                     continue
-                room -= len(name.encode()) + (len(entry.target.encode()) if entry.target else 0)
-                if seen and (len(seen) == limit or room < 0):
-                    return seen, True
+                target = entry.target
+                room -= len(name.encode()) + (len(target.encode()) if target else 0)
+                if page and (len(page) == limit or room < 0):
+                    return page, True
+                piece = merged.pieces[name]
                 stat = shown(entry.stat, piece.number, found.mark.origin)
-                one = Seen(Entry(name, stat, entry.target), found, piece)
-                if stat.link_count > 1 and piece.number != UPPER:
-                    one = await self._linked(one)
-                seen.append(one)
-        return seen, False
+                page.append((Entry(name, stat, target), found, piece))
+        return page, False
 
     async def _merge(
         self, stack: Stack, after: str, wanted: int, kept: dict[int, Kept]
-    ) -> tuple[list[tuple[str, tuple[Piece, Found]]], str, bool]:
+    ) -> tuple[_Merged, str, bool]:
         """Some names behind `after` and what the topmost piece has there, up to where all pieces
         have been read; with that place, and whether something may be behind it."""
         size = min(PAGE_ENTRIES_MAX, max(wanted // max(1, len(stack)) + 1, 16))
@@ -253,13 +275,14 @@ class Union:
         ends = [page.found[-1][0] for page in pages if page.more and page.found]
         # Names come in the order of their bytes, which is that of code points.
         end = min(ends, default=None)
-        merged: dict[str, tuple[Piece, Found]] = {}
+        merged = _Merged({}, {})
         for piece, page in zip(reversed(stack), reversed(pages), strict=True):
-            for name, found in page.found:
-                if end is not None and name > end:
-                    break
-                merged[name] = (piece, found)
-        return sorted(merged.items(), key=_name_of), end or after, end is not None
+            found = page.found
+            if end is not None:
+                found = found[: bisect_right(found, end, key=_name_of)]
+            merged.found.update(found)
+            merged.pieces.update(dict.fromkeys(map(_name_of, found), piece))
+        return merged, end or after, end is not None
 
     async def _ahead(self, piece: Piece, after: str, size: int, kept: dict[int, Kept]) -> FoundPage:
         """A page of a piece behind `after`, from what was read before if that does not change."""
@@ -294,5 +317,11 @@ class Kept:
         return FoundPage(self._found[at:], self._more)
 
 
-def _name_of(item: tuple[str, object]) -> str:
-    return item[0]
+class _Merged(NamedTuple):
+    """What the topmost piece that has a name has there, and which piece that is."""
+
+    found: dict[str, Found]
+    pieces: dict[str, Piece]
+
+
+_name_of: Callable[[tuple[str, Found]], str] = itemgetter(0)
