@@ -42,8 +42,8 @@ def run(*arguments: str) -> str:
 
 
 def test_every_case_has_figures_and_ratios(tmp_path: Path) -> None:
-    # Image, wf1 and st1 cases have tests of their own.
-    printed = run("--json", str(tmp_path / "report.json"), "--seed", "7", "--only", "?[!mft]*")
+    # Image, wf1, st1 and overlay cases have tests of their own.
+    printed = run("--json", str(tmp_path / "report.json"), "--seed", "7", "--only", "?[!mftv]*")
 
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["format"] == 1

@@ -14,7 +14,8 @@ this costs nothing: what measures is imported when it is asked for.
 
   * ``name``, ``what`` (a line for people) and ``unit``: what is counted, and ``/s``, so that more
     is always faster (``calls``, ``bytes``, ``entries``, ``files``, ``members``, ``reads``,
-    ``lookups``, ``opens``, ``writes``, ``rounds``, ``gets``, ``operations``);
+    ``lookups``, ``opens``, ``writes``, ``rounds``, ``gets``, ``operations``, ``listings``,
+    ``renames``);
   * ``figures``: by contestant a spread, in ``unit``: ``capstore`` is in all, beside ``floor`` and
     ``sftp``, or in image cases the rivals of each (``tarfile``; ``ratarmount`` with its defaults,
     ``ratarmount-dense`` with seek points as near to each other as capstore's; ``pyfatfs``;
@@ -22,7 +23,10 @@ this costs nothing: what measures is imported when it is asked for.
     capstore's without an event loop, ``local`` a directory whose files and names are flushed,
     ``local-file-only`` one whose names are not, ``alone`` a reader beside whom nothing is done; in
     st1 cases ``rpc`` is capstore over a unix socket, ``sqlite``, ``lmdb`` and ``zodb`` are others
-    in process, ``alone`` is who gets and puts beside nothing else);
+    in process, ``alone`` is who gets and puts beside nothing else; in overlay cases capstore is the
+    overlay, ``upper`` and ``lower`` are its layers alone, ``layer`` the lowest one, ``one lower``
+    an overlay of fewer layers, ``twice as many`` a layer with all that both have, ``copy`` a plain
+    copy);
   * ``ratios``: by contestant other than capstore a spread of capstore's figure over that one's, of
     the same round: more than 1 is faster;
   * ``goal``: null, also where the one to compare with took no part, or what the design asks: of
@@ -64,6 +68,7 @@ app = typer.Typer()
         "capstore bench --only 'image-*'",
         "capstore bench --only 'wf1-*'",
         "capstore bench --only 'st1-*'",
+        "capstore bench --only 'overlay-*'",
         "capstore bench --volume memory:",
     )
 )
@@ -87,14 +92,15 @@ def bench(
 
     Each server has a process of its own, on this machine. The image cases compare with other
     libraries in this process, and the wf1 cases with the local filesystem and SQLite, on the disk
-    that temporary files are on; the st1 cases, there too, with SQLite, LMDB and ZODB. Figures are
-    medians over rounds in which all take turns; ratios compare within a round, and are shown with
-    the least and the greatest.
+    that temporary files are on; the st1 cases, there too, with SQLite, LMDB and ZODB; the overlay
+    cases with the layers that the overlay is made of. Figures are medians over rounds in which all
+    take turns; ratios compare within a round, and are shown with the least and the greatest.
     """
     from capstore.tools.bench import cases as service_cases
-    from capstore.tools.bench import image_cases, running, st1_cases, wf1_cases
+    from capstore.tools.bench import image_cases, overlay_cases, running, st1_cases, wf1_cases
 
     every = (*service_cases.CASES, *image_cases.CASES, *wf1_cases.CASES, *st1_cases.CASES)
+    every += overlay_cases.CASES
     cases = [case for case in every if fnmatchcase(case.name, only)]
     if not cases:
         known = ", ".join(case.name for case in every)

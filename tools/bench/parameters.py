@@ -67,6 +67,9 @@ class Parameters:
     st1_open_entries: int = 1_000_000
     st1_compact_bytes: int = 1024 * MIB
     st1_alone_seconds: float = 5.0
+    overlay_entries: int = 10_000
+    overlay_copied_bytes: int = 1024 * MIB
+    overlay_renamed_files: int = 10_000
 
     @property
     def total_bytes(self) -> int:
@@ -109,4 +112,6 @@ QUICK = Parameters(
     st1_open_entries=50_000,
     st1_compact_bytes=128 * MIB,
     st1_alone_seconds=1.0,
+    overlay_copied_bytes=64 * MIB,
+    overlay_renamed_files=1000,
 )

@@ -135,7 +135,7 @@ def _goal(outcome: Outcome) -> str:
     if "ms_max" in judged:
         return f"{judged['ms_max']:g} ms {verdict}"
     if judged["met"] or judged["milestone"] is None:
-        return f"{judged['ratio']:g} {verdict}"
+        return f"{judged['ratio']:.3g} {verdict}"
     milestone = "met" if judged["milestone_met"] else "not met"
     return f"{judged['ratio']:g} {verdict}, {judged['milestone']:g} {milestone}"
 

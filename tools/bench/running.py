@@ -20,6 +20,7 @@ from capstore.tools.bench import (
     image_cases,
     machine,
     measure,
+    overlay_cases,
     report,
     sftp,
     st1_cases,
@@ -28,6 +29,7 @@ from capstore.tools.bench import (
 from capstore.tools.bench.cases import Case, ServiceCase
 from capstore.tools.bench.contestants import BenchError
 from capstore.tools.bench.image_cases import ImageCase
+from capstore.tools.bench.overlay_cases import OverlayCase
 from capstore.tools.bench.parameters import Parameters
 from capstore.tools.bench.st1_cases import St1Case
 from capstore.tools.bench.wf1_cases import Wf1Case
@@ -45,7 +47,7 @@ def run(plan: Parameters, cases: Sequence[Case]) -> dict[str, object]:
     facts = machine.facts()
     chosen = _Chosen.of(cases)
     absent = image_cases.absences(chosen.images) | wf1_cases.absences(chosen.wf1)
-    absent |= st1_cases.absences(chosen.st1)
+    absent |= st1_cases.absences(chosen.st1) | overlay_cases.absences(chosen.overlay)
     if chosen.service and (missing := sftp.absent()):
         absent[report.SFTP] = missing
     _introduce(console, plan, facts, cases, absent)
@@ -68,8 +70,9 @@ def _introduce(
     cases: Sequence[Case],
     absent: dict[str, str],
 ) -> None:
+    width = max(20, *(len(case.name) for case in cases))
     for case in cases:
-        console.print(f"{case.name:20} {case.what}", markup=False, highlight=False)
+        console.print(f"{case.name:{width}} {case.what}", markup=False, highlight=False)
     chosen = {name: getattr(plan, name) for name in plan.__slots__}
     for title, values in (("parameters", chosen), ("machine", facts)):
         line = ", ".join(f"{name} {value}" for name, value in values.items())
@@ -87,6 +90,7 @@ class _Chosen:
     images: Sequence[ImageCase]
     wf1: Sequence[Wf1Case]
     st1: Sequence[St1Case]
+    overlay: Sequence[OverlayCase]
 
     @staticmethod
     def of(cases: Sequence[Case]) -> _Chosen:
@@ -95,6 +99,7 @@ class _Chosen:
             [case for case in cases if isinstance(case, ImageCase)],
             [case for case in cases if isinstance(case, Wf1Case)],
             [case for case in cases if isinstance(case, St1Case)],
+            [case for case in cases if isinstance(case, OverlayCase)],
         )
 
     def figures(self, plan: Parameters) -> int:
@@ -108,6 +113,8 @@ class _Chosen:
             total += len(wf1.contestants) * wf1.rounds(plan.rounds)
         for st1 in st1_cases.present(self.st1):
             total += len(st1.present()) * st1.rounds(plan.rounds)
+        for overlay in overlay_cases.present(self.overlay):
+            total += len(overlay.contestants) * overlay.rounds(plan.rounds)
         return total
 
 
@@ -133,4 +140,6 @@ def _with_progress(plan: Parameters, chosen: _Chosen) -> list[measure.Outcome]:
         outcomes = asyncio.run(on_a_loop())
         # Who takes part in these has a loop of its own, or none.
         outcomes += wf1_cases.run(plan, wf1_cases.present(chosen.wf1), folder, tell, advance)
-        return outcomes + st1_cases.run(plan, st1_cases.present(chosen.st1), folder, tell, advance)
+        outcomes += st1_cases.run(plan, st1_cases.present(chosen.st1), folder, tell, advance)
+        overlays = overlay_cases.present(chosen.overlay)
+        return outcomes + overlay_cases.run(plan, overlays, folder, tell, advance)
