@@ -229,13 +229,13 @@ SOME = [(upper, step) for upper in UPPERS for step in LONGEST if upper != "memor
 
 @pytest.mark.parametrize(("upper", "step"), [*ALL, *SOME])
 async def test_a_cancelled_step_is_whole_or_not_at_all(upper: str, step: str) -> None:
-    """At every await above memory, at some above others."""
-    await _each(upper, step, 30 if upper == "memory" else 4)
+    """At some awaits; the long tests take all."""
+    await _each(upper, step, 12 if upper == "memory" else 4)
 
 
 @pytest.mark.parametrize(("upper", "step"), [*ALL, *SOME])
 async def test_a_step_with_a_call_that_fails_is_whole_or_not_at_all(upper: str, step: str) -> None:
-    await _each(upper, step, 8 if upper == "memory" else 4, fails=True)
+    await _each(upper, step, 4, fails=True)
 
 
 @pytest.mark.long

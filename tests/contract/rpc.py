@@ -14,7 +14,7 @@ from capstore.backers.node import Volume
 from capstore.service.client import connect
 from capstore.service.remote import Directory
 from capstore.service.server import Service
-from tests.contract.harness import HARNESSES, READERS, Harness, Tree, delayed, populate
+from tests.contract.harness import HARNESSES, LONG, READERS, Harness, Tree, delayed, populate
 from tests.service.inprocess import serving
 
 Maker = Callable[[Path], Awaitable[Volume]]
@@ -79,5 +79,6 @@ HARNESSES["rpc-memory"] = _writable(_memory, snapshots=True, created_times=True)
 HARNESSES["rpc-dir"] = _writable(_dir, snapshots=False, created_times=False)
 HARNESSES["tls-memory"] = _writable(_memory, snapshots=True, created_times=True, tls=True)
 HARNESSES["rpc-memory+delay"] = delayed(HARNESSES["rpc-memory"])
+LONG |= {"tls-memory", "rpc-memory+delay"}
 READERS["rpc-memory-read-only"] = _reading(_memory)
 READERS["rpc-dir-read-only"] = _reading(_dir)

@@ -15,6 +15,7 @@ from capstore.service.client import connect
 from capstore.service.remote import Directory
 from tests.contract.harness import (
     HARNESSES,
+    LONG,
     READERS,
     Factory,
     Harness,
@@ -105,5 +106,6 @@ HARNESSES["wf1-at-hand"] = _at_hand
 HARNESSES["wf1-fixed"] = _local(FIXED_BYTES)
 HARNESSES["wf1+delay"] = delayed(HARNESSES["wf1-at-hand"])
 HARNESSES["rpc-wf1"] = _remote
+LONG.add("wf1-fixed")
 READERS["wf1-snapshot"] = _snapshot
 READERS["wf1-read-only"] = _opened_again

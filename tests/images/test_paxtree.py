@@ -364,12 +364,12 @@ def test_every_truncation_is_corrupt(members: list[Member]) -> None:
 
 
 @pytest.mark.parametrize("members", [MEMBERS[:5], MARKED])
-def test_every_changed_bit_is_noticed(members: list[Member]) -> None:
+def test_every_changed_bit_is_noticed(members: list[Member], stride: int) -> None:
     """Or is in a place that nobody reads, the padding of the pax header's own ustar header."""
     raw = archive(members)
     good = load(raw)
     generator = random.Random(0)
-    for at in range(len(raw)):
+    for at in range(0, len(raw), stride):
         changed = bytearray(raw)
         changed[at] ^= 1 << generator.randrange(8)
         try:

@@ -135,10 +135,10 @@ def test_no_flipped_bit_in_a_header_is_accepted() -> None:
             header[bit // 8] ^= 1 << bit % 8
 
 
-def test_a_flipped_bit_in_a_header_concerns_its_member_alone() -> None:
+def test_a_flipped_bit_in_a_header_concerns_its_member_alone(stride: int) -> None:
     raw, contents = small_archive()
     for offset in header_offsets(raw):
-        for bit in range(0, 512 * 8, 23):
+        for bit in range(0, 512 * 8, 23 * stride):
             flipped = bytearray(raw)
             flipped[offset + bit // 8] ^= 1 << bit % 8
             try:

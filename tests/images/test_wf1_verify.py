@@ -611,9 +611,9 @@ def test_every_flipped_bit(which: str, request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.parametrize("which", ["image", "logged"])
-def test_cut_off_at_every_block(which: str, request: pytest.FixtureRequest) -> None:
+def test_cut_off_at_every_block(which: str, request: pytest.FixtureRequest, stride: int) -> None:
     good: bytes = request.getfixturevalue(which)
-    for size in range(0, len(good), BLOCK_BYTES):
+    for size in range(0, len(good), stride * BLOCK_BYTES):
         device = MemoryDevice(good[:size])
         with pytest.raises(Corrupt):
             open_wf1(device)
@@ -621,7 +621,7 @@ def test_cut_off_at_every_block(which: str, request: pytest.FixtureRequest) -> N
         assert device.view == good[:size]
 
 
-def test_a_growing_image_cut_off_at_every_block() -> None:
+def test_a_growing_image_cut_off_at_every_block(stride: int) -> None:
     device = MemoryDevice()
     format_wf1(device, segment_bytes=1 << 16, clock=clock, entropy=entropy)
     engine = open_wf1(device, clock=clock, entropy=entropy)
@@ -632,7 +632,7 @@ def test_a_growing_image_cut_off_at_every_block() -> None:
     engine.sync()
     good = bytes(device.view)
     expected = _all_of(good)
-    for size in range(0, len(good), BLOCK_BYTES):
+    for size in range(0, len(good), stride * BLOCK_BYTES):
         device = MemoryDevice(good[:size])
         list(verify(device))
         try:
