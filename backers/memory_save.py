@@ -81,8 +81,10 @@ def _host_errors(what: str) -> Iterator[None]:
 class Saver:
     """The file that a volume is saved to, locked; made by `open`."""
 
-    def __init__(self, path: Path, descriptor: int, saved: int) -> None:
-        self._path = path
+    def __init__(self, name: str, directory: int, descriptor: int, saved: int) -> None:
+        self._name = name
+        # Held, so that no path is looked up later: the file stays where it was found.
+        self._directory = directory
         self._descriptor = descriptor
         self._saved = saved
         self._turn = anyio.Lock()
@@ -96,17 +98,22 @@ class Saver:
         with _host_errors("opening the volume's file"):
             path = _resolved(file)
             descriptor = _open_locked(path)
+            directory = -1
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise InvalidArgument("the volume's file is no regular file")
+                directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 if not os.fstat(descriptor).st_size:
-                    tree = Tree(limits, clock)
-                    return tree, cls(path, descriptor, 0)
-                with open(descriptor, "rb", closefd=False) as stream:
-                    tree = load_tree(stream, limits, clock)
-                return tree, cls(path, descriptor, tree.changes)
+                    tree, saved = Tree(limits, clock), 0
+                else:
+                    with open(descriptor, "rb", closefd=False) as stream:
+                        tree = load_tree(stream, limits, clock)
+                    saved = tree.changes
+                return tree, cls(path.name, directory, descriptor, saved)
             except BaseException:
                 os.close(descriptor)
+                if directory >= 0:
+                    os.close(directory)
                 raise
 
     async def save(self, tree: Tree) -> None:
@@ -123,18 +130,15 @@ class Saver:
     def release(self) -> None:
         """Unlocks the file."""
         os.close(self._descriptor)
+        os.close(self._directory)
 
     def _write(self, tree: Tree, snapshot: Snapshot, header: Header) -> None:
         with _host_errors("saving the volume"):
-            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                self._replace(directory, tree, snapshot, header)
-            finally:
-                os.close(directory)
+            self._replace(self._directory, tree, snapshot, header)
             self._saved = header.changes
 
     def _replace(self, directory: int, tree: Tree, snapshot: Snapshot, header: Header) -> None:
-        temporary = f".{self._path.name[:200]}.{secrets.token_hex(8)}.saving"
+        temporary = f".{self._name[:200]}.{secrets.token_hex(8)}.saving"
         mode = os.fstat(self._descriptor).st_mode & 0o777
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, mode, dir_fd=directory)
@@ -145,7 +149,7 @@ class Saver:
                 write_tree(stream, replace(header, members=count), members_of(tree, snapshot))
             os.fchmod(descriptor, mode)
             os.fsync(descriptor)
-            os.rename(temporary, self._path.name, src_dir_fd=directory, dst_dir_fd=directory)
+            os.rename(temporary, self._name, src_dir_fd=directory, dst_dir_fd=directory)
         except BaseException:
             os.close(descriptor)
             with suppress(OSError):

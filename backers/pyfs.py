@@ -32,7 +32,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, TypeVar
 
-from fs import open_fs
+# fs itself imports `_bulk`, `move` and `subfs` in the middle of the work, by when a service shall
+# not look for files any more.
+from fs import (
+    _bulk,  # noqa: F401
+    move,  # noqa: F401
+    open_fs,
+    subfs,  # noqa: F401
+)
 from fs.base import FS
 
 from capstore.backers.node import (

@@ -364,6 +364,9 @@ class Tree:
     def _require_writable(self, path: str, what: tuple[str, str]) -> dict[str, object]:
         """The namespace that holds the attribute `what`; raises `Unsupported`."""
         namespace, key = what
+        if self.traits.on_host and what == _WRITABLE_PERMISSIONS:
+            # As it says of each itself, when it has looked up the names of its user and group.
+            raise Unsupported(f"this filesystem does not set {key} here")
         info = self.fs.getinfo(path, namespaces=[namespace])
         if not info.is_writeable(namespace, key):
             raise Unsupported(f"this filesystem does not set {key} here")

@@ -16,8 +16,23 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 T = TypeVar("T")
 
-# More threads than cores: they wait for devices.
-_pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="capstore-worker")
+
+def _new_pool() -> ThreadPoolExecutor:
+    # More threads than cores: they wait for devices.
+    return ThreadPoolExecutor(max_workers=16, thread_name_prefix="capstore-worker")
+
+
+_pool = _new_pool()
+
+
+def renew_workers() -> None:
+    """Ends the worker threads when what they have to do is done, and waits for that.
+
+    Those that are begun from then on inherit what the thread that needs them was restricted to.
+    """
+    global _pool
+    ending, _pool = _pool, _new_pool()
+    ending.shutdown()
 
 
 async def in_worker(function: Callable[[], T]) -> T:
@@ -35,6 +50,9 @@ async def finished(future: asyncio.Future[T]) -> T:
     except asyncio.CancelledError:
         await _ended(future)
         raise
+    finally:
+        # Its exception holds this frame, so this frame must not hold it.
+        del future
 
 
 async def _ended(future: asyncio.Future[T]) -> None:

@@ -109,6 +109,8 @@ def open_compressed(
         try:
             if points is not None:
                 index = imported(points, codec.kind, device, limit)
+                if any(span.length > SPAN_BYTES_MAX for span in index.spans):
+                    spool.prepare()
             else:
                 index = build(codec, device, spool, limit)
                 if index.damage and not index.size:

@@ -79,6 +79,11 @@ class Spool:
                     raise StorageIOError("the spool is cut off")
                 got += count
 
+    def prepare(self) -> None:
+        """Makes the file now, so that no path is looked up later.  Raises as `append`."""
+        with self._opened():
+            pass
+
     def close(self) -> None:
         """Gives the space back."""
         with self._lock:

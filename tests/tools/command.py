@@ -132,7 +132,12 @@ class Served:
     """A ``capstore serve`` that is ready; `folder` holds its state, `log` its stderr."""
 
     def __init__(
-        self, folder: Path, arguments: Sequence[str | Path], cwd: Path | None = None
+        self,
+        folder: Path,
+        arguments: Sequence[str | Path],
+        cwd: Path | None = None,
+        prefix: Sequence[str] = (),
+        **environment: str,
     ) -> None:
         self.folder = folder
         self.state = folder / "state"
@@ -146,11 +151,11 @@ class Served:
                 *arguments,
             ]
         self.process = subprocess.Popen(
-            [*COMMAND, "serve", *map(str, arguments)],
+            [*prefix, *COMMAND, "serve", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=self._log,
             cwd=cwd,
-            env=os.environ | {"PYTHONWARNINGS": WARNINGS},
+            env=os.environ | {"PYTHONWARNINGS": WARNINGS} | environment,
         )
         self.lines = self._until_ready()
 
@@ -193,10 +198,15 @@ class Served:
 
 
 @contextmanager
-def serving(*arguments: str | Path, cwd: Path | None = None) -> Iterator[Served]:
+def serving(
+    *arguments: str | Path,
+    cwd: Path | None = None,
+    prefix: Sequence[str] = (),
+    **environment: str,
+) -> Iterator[Served]:
     # Short, because the path of a socket has to be.
     with tempfile.TemporaryDirectory(prefix="capstore-") as folder:
-        served = Served(Path(folder), arguments, cwd)
+        served = Served(Path(folder), arguments, cwd, prefix, **environment)
         try:
             yield served
         finally:
