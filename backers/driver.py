@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from capstore.backers.group_commit import Committing, GroupCommit
@@ -30,6 +31,15 @@ from capstore.images.device import BlockDevice
 from capstore.images.flushing import Flushing
 from capstore.images.waiting import WITHOUT_WAITING, WouldWait
 from capstore.schema.errors import Closed, ReadOnly, StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """What was done for an image beside operations: `flushes` since it was opened; `generation`
+    goes up by one with each checkpoint, or compaction, since then."""
+
+    flushes: int
+    generation: int
 
 
 class Engine(Committing, Protocol):

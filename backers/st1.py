@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Final, TypeVar
 
-from capstore.backers.driver import Driver, opened
+from capstore.backers.driver import Driver, Upkeep, opened
 from capstore.backers.image_file import open_device
 from capstore.backers.store import (
     ANY,
@@ -110,6 +110,12 @@ class St1Store(ObjectStore):
     def read_only(self) -> bool:
         """Whether it was opened for reading."""
         return self._driver.read_only
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """What was done beside operations so far."""
+        writer = self._driver.engine.writer
+        return Upkeep(writer.flushes, writer.superblock.generation)
 
     # Reading -------------------------------------------------------------------------------------
 

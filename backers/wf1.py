@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final, TypeVar
 
-from capstore.backers.driver import Driver, opened
+from capstore.backers.driver import Driver, Upkeep, opened
 from capstore.backers.image_file import open_device
 from capstore.backers.node import Node, Usage, Volume
 from capstore.backers.wf1_node import Wf1Directory, Wf1File
@@ -130,6 +130,12 @@ class Wf1Volume(Volume):
     def read_only(self) -> bool:
         """Whether it was opened for reading."""
         return self._driver.read_only
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """What was done beside operations so far."""
+        writer = self._engine.writer
+        return Upkeep(writer.flushes, writer.superblock.generation)
 
     @property
     def root(self) -> Wf1Directory:

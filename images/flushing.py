@@ -36,6 +36,11 @@ class Flushing:
         self._flushing = threading.Lock()
         self._begun = self._ended = 0
 
+    @property
+    def flushes(self) -> int:
+        """How many flushes there were."""
+        return self._ended
+
     def check(self) -> None:
         """Raises `StorageIOError` after a failure."""
         if self.failed:

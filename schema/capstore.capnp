@@ -32,6 +32,9 @@
 
 @0xb5b8cfcae7c1d40b;
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("capstore");
+
 const protocolVersion :UInt32 = 1;
 
 # Errors ----------------------------------------------------------------------------------------
@@ -133,20 +136,37 @@ struct Usage {
 
 struct Policy {
   # What `attenuate` takes away.  Fields left at their defaults take nothing away.  A policy that a
-  # service does not know or cannot enforce is refused with `unsupported`, never ignored.
+  # service does not know or cannot enforce is refused with `unsupported`, never ignored.  Policies
+  # may be put on in any order, one by one or at once: all of them hold.  Where several refuse a
+  # call, the answer is the first of revoked, expired, readOnly, denied, notFound (a hidden name),
+  # busy, tooLarge, quotaExceeded.
 
   readOnly @0 :Bool;
   revocable @1 :Bool;      # hand out a Revoker together with the capability
   expiresAt @2 :Int64;     # from then on every call answers `expired`; 0 is never
   appendOnly @3 :Bool;
-  maxBytes @4 :UInt64;     # 0 is no bound
-  maxNodes @5 :UInt64;     # 0 is no bound
-  maxFileBytes @6 :UInt64; # 0 is no bound
+  # What is there stays as it is: names are made where nothing is, files grow by `append` only,
+  # store and namespace take new keys and names (`conflict` for others).  All else that changes is
+  # `denied`.
+  maxBytes @4 :UInt64;
+  # By how much what is done through the capability, and all derived from it, may make a tree or
+  # store grow (`quotaExceeded`); what it removes counts against it.  0 is no bound.
+  maxNodes @5 :UInt64;     # likewise, of names and objects
+  maxFileBytes @6 :UInt64;
+  # No file or object gets longer through it (`tooLarge`).  0 is no bound.
   callsPerSecond @7 :UInt32;
   bytesPerSecond @8 :UInt64;
+  # What is over the rate waits in the order of coming, for at most `paceSeconds`; what would wait
+  # for longer is `busy`, and has had no effect.  0 is no bound.
   hiddenNames @9 :List(Text);
+  # Globs as in fnmatch, in which case counts, for a name, or a store's key, as a whole; without
+  # "/", "**" and NUL.  What is hidden is `notFound`, also where it would be made, and in no listing;
+  # what is below it is not reached.  A directory with nothing but hidden entries is `notEmpty`.
   dryRun @10 :Bool;
-  traced @11 :Bool;
+  # Every call is answered as if it were done, and nothing is.  What was changed can be looked at
+  # through the same capability; `noSpace` beyond `dryBytes`, `busy` beyond `dryRuns`.  A saved one
+  # begins anew when it is restored.
+  traced @11 :Bool;        # the audit records every call
   fieldsKnown @12 :UInt16;
   # How many fields of Policy the sender knows, this one included.  A service that knows fewer
   # cannot see what else is asked for, and refuses.
@@ -326,8 +346,9 @@ interface Directory {
   # only its digest.  The reference names the node, not the path: a node that is removed is
   # `notFound` at restore, also if another takes its name.  Where a backer finds nodes by their
   # place alone (a host directory), one that was moved is `notFound` until it is moved back.
-  # `label` (at most 200 bytes, printable) is shown in listings.  Codes: invalidArgument (label), tooLarge
-  # (too many references), notFound (a node without a name), unsupported.
+  # `label` (at most 200 bytes, printable) is shown in listings.  Codes: invalidArgument (label),
+  # tooLarge (too many references), quotaExceeded (too many below the reference that this one came
+  # from), notFound (a node without a name), unsupported.
 }
 
 struct Change {
@@ -451,10 +472,7 @@ interface Store {
   # Codes: invalidArgument.
 
   attenuate @14 (policy :Policy) -> (store :Store, revoker :Revoker, error :Error);
-  # See File.attenuate.  Besides readOnly and expiresAt a store knows maxBytes and maxNodes: by how
-  # much what is put through the capability (and all derived from it) may make the store grow,
-  # replaced and removed objects counted against it; and callsPerSecond and bytesPerSecond: what is
-  # over the rate is `busy`, and has had no effect.
+  # See File.attenuate and Policy.
 
   ticket @15 () -> (ticket :Data, error :Error);
 
@@ -536,14 +554,6 @@ interface Namespace {
   # As Directory.save.
 }
 
-# Broken --------------------------------------------------------------------------------------
-
-interface Broken
-    extends(File, Directory, Watch, Store, Sink, Namespace, Revoker, Reference) {
-  # What a failed call returns in place of a capability: every method of every interface answers
-  # with the error of that call.  Clients never ask for it by name.
-}
-
 # Gate ------------------------------------------------------------------------------------------
 
 struct Limit {
@@ -567,6 +577,13 @@ struct ReferenceInfo {
   created @5 :Int64;
   lastUsed @6 :Int64;      # 0 is never
   parent @7 :UInt64;       # the reference it was saved from; 0 for a volume's owner
+  savedBy @8 :Text;
+  # Of one below: the label of the reference that whoever saved it had ("owner" for a volume's
+  # owner).  Of the reference that is asked itself it is empty: what is above is not told.
+  rotations @9 :UInt32;    # how often it got another token
+  anchor @10 :Bool;
+  # Nobody has a token of it: it stands for a quota or a rate that those saved below it share, and
+  # leaves with the last of them.
 }
 
 interface Gate {
@@ -597,4 +614,27 @@ interface Reference {
   # Ends the reference `id` (this one or one below) with all below it, as Revoker.revoke does.
   # Ending a volume's owner reference makes the service issue another at its next start.
   # Codes: notFound.
+
+  renew @3 (id :UInt64, expiresAt :Int64) -> (info :ReferenceInfo, error :Error);
+  # Gives one below another time, sooner or later than its own; 0 is as long as what it was saved
+  # from.  Nothing gets a longer time than what it was saved from, and nobody gives one to himself
+  # (`denied`).  What was restored from it follows at once.  One whose time is over is gone.  Codes:
+  # notFound, denied, invalidArgument (a time that is over, or an anchor), unsupported (what the
+  # service's configuration shares).
+
+  rotate @4 (id :UInt64) -> (token :Text, error :Error);
+  # Gives the reference `id` (this one or one below) another token.  The old one is `denied` from
+  # now on, and so is every other Reference that was had with it.  What was restored with it goes on
+  # until its connection ends, and what was saved below stays: revoke is what ends those.  When the
+  # answer is lost, whoever holds one above can rotate again.  Codes: notFound, invalidArgument (an
+  # anchor), io (then the old token is as good as before).
+}
+
+# Broken --------------------------------------------------------------------------------------
+
+interface Broken
+    extends(File, Directory, Watch, Store, Sink, Namespace, Revoker, Reference) {
+  # What a failed call returns in place of a capability: every method of every interface answers
+  # with the error of that call.  Clients never ask for it by name.  It stands last because C++
+  # wants the interfaces that it extends to be declared before it.
 }

@@ -21,15 +21,45 @@ PAGE_BYTES_MAX: Final = 512 * KIB
 MESSAGE_BYTES_MAX: Final = 2 * MIB
 MESSAGE_NESTING_MAX: Final = 32
 REFERENCES_MAX: Final = 65_536
-CONNECTIONS_MAX: Final = 1024
+REFERENCES_BELOW_MAX: Final = 4096
+SERVICE_KEYS_OLD_MAX: Final = 8
+CONNECTIONS_MAX: Final = 2048
+CONNECTIONS_OF_PEER_MAX: Final = 1024
+STRANGERS_MAX: Final = 1024
+STRANGER_SECONDS_MAX: Final = 30
+STRANGER_MESSAGES_MAX: Final = 256
+STRANGER_BYTES_MAX: Final = 256 * KIB
+MESSAGE_SECONDS_MAX: Final = 60
+QUESTIONS_MAX: Final = 8192
+UNANSWERABLE_MAX: Final = 1024
+AUDIT_QUEUE_LINES_MAX: Final = 16_384
+SCRAPES_MAX: Final = 8
+SCRAPE_SECONDS_MAX: Final = 10
+MESSAGE_CAPABILITIES_MAX: Final = 16
 CALLS_IN_FLIGHT_MAX: Final = 1024
 CALL_BYTES_MAX: Final = 16 * MIB
 CAPABILITIES_MAX: Final = 4096
 UNSENT_BYTES_MAX: Final = 8 * MIB
+CALLS_TOTAL_MAX: Final = 16_384
+CALL_BYTES_TOTAL_MAX: Final = 256 * MIB
+CAPABILITIES_TOTAL_MAX: Final = 65_536
+UNSENT_BYTES_TOTAL_MAX: Final = 256 * MIB
+CALLS_SHARED_MAX: Final = 128
+CALLS_SHARED_MIN: Final = 16
+TURN_CALLS_MAX: Final = 2
+TURN_CALLS_FRESH_MAX: Final = 16
+TURN_CALLS_ALONE_MAX: Final = 64
 STALL_SECONDS_MAX: Final = 60
 IDLE_SECONDS_MAX: Final = 60
 SINKS_MAX: Final = 64
 GRANT_DEPTH_MAX: Final = 64
+HIDDEN_PATTERNS_MAX: Final = 32
+HIDDEN_PATTERN_BYTES_MAX: Final = 255
+HIDDEN_BYTES_MAX: Final = 4 * KIB
+PACE_SECONDS_MAX: Final = 1
+DRY_BYTES_MAX: Final = 4 * MIB
+DRY_NODES_MAX: Final = 4096
+DRY_RUNS_MAX: Final = 64
 HANDSHAKE_SECONDS_MAX: Final = 10
 TICKET_SECONDS_MAX: Final = 10
 TICKETS_MAX: Final = 4096
@@ -90,14 +120,57 @@ LIMITS: Final = (
     Limit("maxMessageBytes", MESSAGE_BYTES_MAX, "bytes", "refused before it is buffered"),
     Limit("maxMessageNesting", MESSAGE_NESTING_MAX, "levels", "pointers below one another"),
     Limit("maxReferences", REFERENCES_MAX, "references", "saved by one service"),
+    Limit(
+        "maxReferencesBelow", REFERENCES_BELOW_MAX, "references", "saved below one, but an owner's"
+    ),
+    Limit("maxOldServiceKeys", SERVICE_KEYS_OLD_MAX, "keys", "that URIs may still pin"),
     Limit("maxConnections", CONNECTIONS_MAX, "connections", "open to one service"),
+    Limit("auditQueueLines", AUDIT_QUEUE_LINES_MAX, "lines", "yet to be written; then calls wait"),
+    Limit("scrapes", SCRAPES_MAX, "connections", "to the metrics, at once"),
+    Limit("maxScrapeSeconds", SCRAPE_SECONDS_MAX, "seconds", "of one of them"),
+    Limit("maxConnectionsOfPeer", CONNECTIONS_OF_PEER_MAX, "connections", "of one address or user"),
+    Limit(
+        "maxStrangers", STRANGERS_MAX, "connections", "without a token; then the oldest is closed"
+    ),
+    Limit("maxStrangerSeconds", STRANGER_SECONDS_MAX, "seconds", "until a token is shown"),
+    Limit("maxStrangerMessages", STRANGER_MESSAGES_MAX, "messages", "before a token is shown"),
+    Limit("maxStrangerBytes", STRANGER_BYTES_MAX, "bytes", "before a token is shown"),
+    Limit("maxMessageSeconds", MESSAGE_SECONDS_MAX, "seconds", "from its beginning to its end"),
+    Limit(
+        "maxMessageCapabilities", MESSAGE_CAPABILITIES_MAX, "capabilities", "that one call brings"
+    ),
+    Limit("maxQuestions", QUESTIONS_MAX, "questions", "of one connection, answered and not ended"),
+    Limit(
+        "maxUnanswerable",
+        UNANSWERABLE_MAX,
+        "messages",
+        "that are no calls, of who takes no answers",
+    ),
     Limit("maxCallsInFlight", CALLS_IN_FLIGHT_MAX, "calls", "of one connection; then it waits"),
     Limit("maxCallBytes", CALL_BYTES_MAX, "bytes", "of calls in flight; then it waits"),
     Limit("maxCapabilities", CAPABILITIES_MAX, "capabilities", "held by one connection"),
     Limit("maxUnsentBytes", UNSENT_BYTES_MAX, "bytes", "of answers a connection has not taken"),
+    Limit("maxCallsTotal", CALLS_TOTAL_MAX, "calls", "of all; who has more than its share waits"),
+    Limit("maxCallBytesTotal", CALL_BYTES_TOTAL_MAX, "bytes", "of calls in flight, of all"),
+    Limit("maxCapabilitiesTotal", CAPABILITIES_TOTAL_MAX, "capabilities", "held by all"),
+    Limit("maxUnsentBytesTotal", UNSENT_BYTES_TOTAL_MAX, "bytes", "of answers, of all"),
+    Limit("callsShared", CALLS_SHARED_MAX, "calls", "in flight, split between those that ask"),
+    Limit("callsSharedLeast", CALLS_SHARED_MIN, "calls", "in flight that each of them may have"),
+    Limit("turnCalls", TURN_CALLS_MAX, "calls", "begun at once of those that have some under way"),
+    Limit("turnCallsFresh", TURN_CALLS_FRESH_MAX, "calls", "begun at once of those that have none"),
+    Limit("turnCallsAlone", TURN_CALLS_ALONE_MAX, "calls", "begun at once where one client asks"),
     Limit("maxStallSeconds", STALL_SECONDS_MAX, "seconds", "without taking an answer that waits"),
     Limit("maxIdleSeconds", IDLE_SECONDS_MAX, "seconds", "of a connection that holds nothing"),
     Limit("maxAttenuationDepth", GRANT_DEPTH_MAX, "levels", "of a capability below its volume"),
+    Limit("hiddenPatterns", HIDDEN_PATTERNS_MAX, "patterns", "of hidden names, of a capability"),
+    Limit("hiddenPatternBytes", HIDDEN_PATTERN_BYTES_MAX, "bytes", "of one of them"),
+    Limit("hiddenBytes", HIDDEN_BYTES_MAX, "bytes", "of all of them, of a capability"),
+    Limit(
+        "paceSeconds", PACE_SECONDS_MAX, "seconds", "a call over its rate waits; then it is busy"
+    ),
+    Limit("dryBytes", DRY_BYTES_MAX, "bytes", "of changes that one dry run remembers"),
+    Limit("dryNodes", DRY_NODES_MAX, "nodes or objects", "that one dry run remembers"),
+    Limit("dryRuns", DRY_RUNS_MAX, "dry runs", "at a time, of one volume"),
     Limit("maxHandshakeSeconds", HANDSHAKE_SECONDS_MAX, "seconds", "for TLS"),
     Limit("maxTicketSeconds", TICKET_SECONDS_MAX, "seconds", "life of a one-time ticket"),
     Limit("maxTickets", TICKETS_MAX, "tickets", "waiting to be used, of one connection"),

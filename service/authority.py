@@ -8,6 +8,9 @@ Invariants:
 * A wrong, truncated, revoked and expired token are told apart by nothing.
 * What a policy counts (a quota, a rate) is used up once, however often what is under it is saved:
   see `_anchor`.
+* No reference lives longer than the one it was saved from; only who holds that one, or one above,
+  gives it another time.
+* A reference has one token; the one it had before is as good as any wrong one.
 * A name gives what was saved only where somebody with authority over the reference bound it, in
   this store (`may_bind`), and never more than the namespace it is read in allows (`lent`).
 * The owner's token of a volume is derived from the owner key, so a restart gives the same URI
@@ -18,29 +21,33 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import hashlib
-import hmac
-import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from capstore.backers.node import DirectoryNode, FileNode, Node, Volume
 from capstore.backers.store import ObjectStore
-from capstore.schema.errors import Denied, Expired, InvalidArgument, NotFound, Revoked
+from capstore.schema.errors import (
+    Denied,
+    Expired,
+    InvalidArgument,
+    NotFound,
+    Revoked,
+)
 from capstore.schema.limits import LABEL_BYTES_MAX
+from capstore.service.dry import dry_node, real_node
+from capstore.service.dry_store import DryStore
+from capstore.service.exchanges import Exchanges
 from capstore.service.grants import Effect, Grant, Policy, ServedVolume
 from capstore.service.guard import GuardedDirectory, GuardedFile
 from capstore.service.name_guard import GuardedNamespace
 from capstore.service.references import Reference, ReferenceTable, digest_of
+from capstore.service.scope import Scope
 from capstore.service.shares import StandingShare
-from capstore.service.store_guard import GuardedStore, Scope
+from capstore.service.store_guard import GuardedStore
+from capstore.service.tokens import Tokens
 
 Guarded = GuardedDirectory | GuardedFile | GuardedStore | GuardedNamespace
-
-_CURSOR_SEAL_BYTES = 16
 
 
 class Authority:
@@ -56,25 +63,21 @@ class Authority:
     ) -> None:
         self._volumes = {name: ServedVolume(name, volume) for name, volume in volumes.items()}
         self._table = table
-        self._owner_key = owner_key
         self._clock = clock
         self._grants: dict[int, Grant] = {}
-        self._anchoring = asyncio.Lock()
+        self._tokens = Tokens(owner_key)
+        # What gives references another time, or another token.
+        self.exchanges = Exchanges(self, table, self._tokens, clock)
 
     # Owners ------------------------------------------------------------------------------------
 
     def owner_token(self, volume: str) -> str:
         """The token of the whole of `volume`, as long as its owner reference is not revoked."""
-        epoch = self._table.epochs.get(volume, 0)
-        return self._derived(f"capstore owner token 1\0{epoch}\0{volume}")
-
-    def _derived(self, message: str) -> str:
-        """The token that comes of the owner key and `message`."""
-        return _text(hmac.new(self._owner_key, message.encode(), hashlib.sha256).digest())
+        return self._tokens.owner(volume, self._table.epochs.get(volume, 0))
 
     async def ensure_owners(self) -> None:
         """Makes the owner reference of each volume that has none."""
-        self._table.drop_expired(self._clock())
+        self.collect()
         for name, served in self._volumes.items():
             token = self.owner_token(name)
             if self._table.find(token) is None:
@@ -112,17 +115,11 @@ class Authority:
 
     def standing_token(self, reference: Reference) -> str:
         """The token of a standing share."""
-        return self._derived(
-            f"capstore share token 1\0{reference.id}\0{reference.volume}\0{reference.label}"
-        )
+        return self._tokens.standing(reference)
 
     def standing(self) -> list[Reference]:
         """The standing shares of all volumes, also of those that are not served now."""
-        return [
-            each
-            for each in self._table
-            if hmac.compare_digest(each.digest, digest_of(self.standing_token(each)))
-        ]
+        return [each for each in self._table if self._tokens.stands(each)]
 
     async def add_standing(self, share: StandingShare, kind: str, handle: bytes) -> Reference:
         """Makes a standing share of the node that `handle` names.  Raises as
@@ -155,21 +152,27 @@ class Authority:
         handle = await _handle_of(guarded)
         grant.check(Effect.OBSERVE)
         child = grant.derive(Policy())
-        await self._anchor(grant)
-        token = _text(secrets.token_bytes(32))
-        policy = grant.policy_since_reference()
-        self._table.drop_expired(self._clock())
-        reference = await self._table.add(
-            self._reference(
-                token,
-                label,
-                guarded.wire_kind,
-                grant.served.name,
-                handle,
-                policy,
-                grant.nearest_reference(),
+        token = Tokens.fresh()
+        self.collect()
+        # Anchors and reference are inserted before the next await: what one save puts into the
+        # table is not collected by another one before it holds something.
+        made: list[int] = []
+        try:
+            self._anchor(grant, made)
+            reference = await self._table.add(
+                self._reference(
+                    token,
+                    label,
+                    guarded.wire_kind,
+                    grant.served.name,
+                    handle,
+                    self._policy_of(grant),
+                    grant.nearest_reference(),
+                )
             )
-        )
+        except BaseException:
+            self._forget(made)
+            raise
         if grant.revoked or reference.id not in self._table:
             # A revocation came in between; it may not have seen the reference.
             await self._table.remove([reference.id])
@@ -178,38 +181,68 @@ class Authority:
         self._grants[reference.id] = child
         return token
 
-    async def _anchor(self, grant: Grant) -> None:
+    def _anchor(self, grant: Grant, made: list[int]) -> None:
         """Gives every attenuation above `grant` that counts a reference of its own.
 
-        Nobody has its token.  What is saved below it finds what is used of a quota there, instead
-        of each having all of it.  Raises as `ReferenceTable.add`, and `Revoked`.
+        Nobody has a token of it.  What is saved below it finds what is used of a quota there,
+        instead of each having all of it.  It has no time of its own: that is of what was saved,
+        which so can be given another one.  Adds the ids to `made`; raises as
+        `ReferenceTable.insert`.
         """
-        async with self._anchoring:
-            links: list[Grant] = []
-            link: Grant | None = grant
-            while link is not None and not link.reference_id:
-                links.append(link)
-                link = link.parent
-            for link in reversed(links):
-                if link.policy.counts:
-                    await self._anchor_one(link)
+        links: list[Grant] = []
+        link: Grant | None = grant
+        while link is not None and not link.reference_id:
+            links.append(link)
+            link = link.parent
+        for link in reversed(links):
+            if link.policy.counts:
+                anchor = Reference(
+                    id=0,
+                    digest="",
+                    label="a quota or a rate, for what is saved below",
+                    kind="store" if isinstance(link.served.volume, ObjectStore) else "directory",
+                    volume=link.served.name,
+                    handle=b"",
+                    policy=replace(link.policy_since_reference(), expires_at=0),
+                    parent=link.nearest_reference(),
+                    created=self._clock(),
+                    used=_used(link),
+                )
+                anchor = self._table.insert(anchor)
+                made.append(anchor.id)
+                link.reference_id = anchor.id
+                self._grants[anchor.id] = link
 
-    async def _anchor_one(self, link: Grant) -> None:
-        reference = self._reference(
-            _text(secrets.token_bytes(32)),
-            "a quota or a rate, for what is saved below",
-            "store",
-            link.served.name,
-            b"",
-            link.policy_since_reference(),
-            link.nearest_reference(),
-        )
-        reference = await self._table.add(replace(reference, used=_used(link)))
-        if link.revoked or reference.id not in self._table:
-            await self._table.remove([reference.id])
-            raise Revoked("the capability was revoked")
-        link.reference_id = reference.id
-        self._grants[reference.id] = link
+    def _policy_of(self, grant: Grant) -> Policy:
+        """All that was taken away since the reference it came from, in so far as that is an anchor
+        with the time that is over first since the one before."""
+        policy, link = grant.policy_since_reference(), grant
+        expiry = Policy(expires_at=policy.expires_at)
+        while link.parent is not None and self._has_no_token(link):
+            expiry = expiry.under(Policy(expires_at=link.policy.expires_at))
+            link = link.parent
+        return replace(policy, expires_at=expiry.expires_at)
+
+    def _has_no_token(self, link: Grant) -> bool:
+        reference = self._table.get(link.reference_id)
+        return reference is None or reference.anchor
+
+    def _forget(self, made: Sequence[int]) -> None:
+        """Takes anchors out again, but those below which others were saved meanwhile."""
+        for reference_id in reversed(made):
+            if not self._table.below(reference_id):
+                self._released(self._table.drop(reference_id))
+
+    def collect(self) -> None:
+        """Removes what has expired, and anchors that hold nothing; durable with the next change."""
+        self._released(self._table.drop_expired(self._clock()))
+
+    def _released(self, dropped: Iterable[Reference]) -> None:
+        for reference in dropped:
+            grant = self._grants.pop(reference.id, None)
+            if grant is not None and reference.anchor:
+                # It may be saved from again.
+                grant.reference_id = 0
 
     async def restore(self, token: str) -> Guarded:
         """The node saved under `token`, with its authority.
@@ -223,10 +256,16 @@ class Authority:
     async def _restored(self, reference: Reference, grant: Grant) -> Guarded:
         """What `reference` stands for, under `grant`."""
         volume = grant.served.volume
+        # A dry run that was saved begins anew.
+        grant = grant.restarted()
         if isinstance(volume, ObjectStore):
-            guarded = await _part_of(volume, reference, grant)
+            store = DryStore(volume, grant.served) if grant.dry_run else volume
+            guarded = await _part_of(store, reference, grant)
         else:
-            guarded = _guarded(await _node_of(reference, volume), reference, grant)
+            node = await _node_of(reference, volume)
+            if grant.dry_run:
+                node = await dry_node(node, grant.served)
+            guarded = _guarded(node, reference, grant)
         grant.check(Effect.OBSERVE)
         self._table.touch(reference.id, self._clock())
         return guarded
@@ -239,6 +278,16 @@ class Authority:
         if grant.revoked or (grant.expires_at and self._clock() >= grant.expires_at):
             raise _denied()
         return reference
+
+    @property
+    def reference_count(self) -> int:
+        """How many references are saved, those of owners among them."""
+        return len(self._table)
+
+    def label_of(self, reference_id: int) -> str | None:
+        """The label of a reference; None where there is none."""
+        reference = self._table.get(reference_id)
+        return None if reference is None else reference.label
 
     def grant_of(self, reference: Reference) -> Grant:
         """The one live grant of a reference.  Raises `Denied` for one whose parents are gone."""
@@ -262,6 +311,10 @@ class Authority:
         served = self._volumes[reference.volume]
         return Grant(served, reference.policy, reference_id=reference.id, clock=self._clock)
 
+    def serves(self, volume: str) -> bool:
+        """Whether something is served under this name."""
+        return volume in self._volumes
+
     # Names -------------------------------------------------------------------------------------
 
     async def may_bind(self, names: GuardedNamespace, reference_id: int, token: str) -> int:
@@ -270,7 +323,7 @@ class Authority:
         That takes its `token`, or to have restored `names`, whole, from what it was saved below.
         Raises `Denied`, always the same, and `StorageIOError`.
         """
-        names.check_may_change()
+        names.check_may_bind()
         if token:
             reference = self._valid(token)
             if reference_id not in (0, reference.id):
@@ -279,7 +332,10 @@ class Authority:
         elif not names.restored_from or reference_id not in self.ids_below(names.restored_from):
             raise _denied()
         # Ids are small numbers, and an image may come from elsewhere: the reference has to know.
-        await self._table.bind(reference_id, names.grant.served.name)
+        if names.grant.dry_run:
+            names.note_bound(reference_id)
+        else:
+            await self._table.bind(reference_id, names.grant.served.name)
         return reference_id
 
     async def lent(self, reference_id: int, names: GuardedNamespace) -> Guarded:
@@ -291,7 +347,7 @@ class Authority:
         ended = NotFound("what the name stood for has ended")
         if reference is None or reference.volume not in self._volumes:
             raise ended
-        if names.grant.served.name not in reference.bound:
+        if names.grant.served.name not in reference.bound and not names.has_bound(reference_id):
             raise ended
         try:
             grant = self.grant_of(reference)
@@ -302,21 +358,13 @@ class Authority:
 
     # Cursors -----------------------------------------------------------------------------------
 
-    def _cursor_seal(self, listing: Sequence[bytes], last: bytes) -> bytes:
-        parts = b"".join(len(part).to_bytes(4, "little") + part for part in (*listing, last))
-        message = b"capstore cursor\0" + parts
-        return hmac.new(self._owner_key, message, hashlib.sha256).digest()[:_CURSOR_SEAL_BYTES]
-
     def cursor(self, listing: Sequence[bytes], last: bytes) -> bytes:
         """A cursor behind `last` of the listing that `listing` tells from all others."""
-        return self._cursor_seal(listing, last) + last
+        return self._tokens.cursor(listing, last)
 
     def behind(self, listing: Sequence[bytes], cursor: bytes) -> bytes:
         """Where `cursor` stands.  Raises `InvalidArgument` for one of another listing."""
-        seal, last = cursor[:_CURSOR_SEAL_BYTES], cursor[_CURSOR_SEAL_BYTES:]
-        if not hmac.compare_digest(seal, self._cursor_seal(listing, last)):
-            raise InvalidArgument("not a cursor of this listing")
-        return last
+        return self._tokens.behind(listing, cursor)
 
     # Control -----------------------------------------------------------------------------------
 
@@ -331,6 +379,16 @@ class Authority:
             raise _denied()
         self.grant_of(reference).check(Effect.OBSERVE)
         return reference
+
+    def rotated_since(self, reference_id: int, digest: str) -> bool:
+        """Whether a reference that had this token has another one now."""
+        reference = self._table.get(reference_id)
+        return reference is not None and reference.digest != digest
+
+    def saver_of(self, reference: Reference) -> str:
+        """The label of the reference that whoever saved this one had; an owner's has none."""
+        above = self._table.parent_with_token(reference)
+        return "" if above is None else above.label
 
     def below(self, reference_id: int) -> list[Reference]:
         """Everything saved below a reference, in the order of ids.  Raises as `status`."""
@@ -364,7 +422,7 @@ class Authority:
         ids |= {below for each in list(ids) for below in self.ids_below(each)}
         for reference_id in ids:
             self._grants.pop(reference_id, None)
-            self._move_to_next_epoch(self._table.get(reference_id))
+            self.move_to_next_epoch(self._table.get(reference_id))
         try:
             # Also with nothing to remove: an earlier attempt may not have reached the disk.
             await self._table.remove(ids)
@@ -372,13 +430,15 @@ class Authority:
             for each in grants:
                 await each.settled()
 
-    def _move_to_next_epoch(self, reference: Reference | None) -> None:
+    def move_to_next_epoch(self, reference: Reference | None) -> None:
+        """Has a volume another owner token, if this is its owner's reference."""
         if reference is not None and reference.parent == 0:
             self._table.epochs[reference.volume] = self._table.epochs.get(reference.volume, 0) + 1
 
     async def commit(self) -> None:
         """Makes durable what is not yet: times of last use, what is used of quotas, and ends that
-        could not be written."""
+        could not be written.  What has expired leaves the table."""
+        self.collect()
         for reference_id, grant in self._grants.items():
             if grant.book is not None:
                 self._table.note_used(reference_id, _used(grant))
@@ -397,7 +457,7 @@ async def _handle_of(guarded: Guarded) -> bytes:
     volume = guarded.grant.served.volume
     if isinstance(volume, ObjectStore):
         raise NotFound("a store has no nodes")
-    return await volume.handle_of(guarded.node)
+    return await volume.handle_of(await real_node(guarded.node))
 
 
 def _guarded(node: Node, reference: Reference, grant: Grant) -> Guarded:
@@ -440,7 +500,3 @@ async def _node_of(reference: Reference, volume: Volume) -> Node:
 
 def _denied() -> Denied:
     return Denied("no such reference")
-
-
-def _text(token: bytes) -> str:
-    return base64.urlsafe_b64encode(token).rstrip(b"=").decode()

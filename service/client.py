@@ -144,10 +144,22 @@ async def _connected(uri: CapabilityURI) -> tuple[capnp.AsyncIoStream, Transport
         await loop.create_unix_connection(lambda: protocol, uri.socket)
         return streams[0], protocol.transport
     # cryptography takes a quarter of the time that capstore takes to import.
-    from capstore.service.tls import pinning_context
+    from capstore.service.tls import key_name, pinning_context
 
-    context = pinning_context(uri.fingerprint or "")
-    await loop.create_connection(lambda: protocol, uri.host or "", uri.port, ssl=context)
+    fingerprint = uri.fingerprint or ""
+    context = pinning_context(fingerprint)
+    try:
+        await loop.create_connection(lambda: protocol, uri.host or "", uri.port, ssl=context)
+    except ssl.SSLCertVerificationError:
+        # The service may have the key of this URI among its old ones.
+        protocol = protocol_with(Transport, streams.append)
+        await loop.create_connection(
+            lambda: protocol,
+            uri.host or "",
+            uri.port,
+            ssl=context,
+            server_hostname=key_name(fingerprint),
+        )
     return streams[0], protocol.transport
 
 

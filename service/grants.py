@@ -5,8 +5,11 @@ Invariants:
 * A `Grant` is one link in a chain of attenuation.  It has all that its parent has, less what its
   own policy takes away; nothing gives authority back.
 * Everything served stands under a grant: the owner's, a saved reference's, or an attenuation's.
-* The state that decides a call is flat (`_ended`, `read_only`, `expires_at` are those of the whole
-  chain), so a check costs the same at any depth.  Revoking walks down once and marks every link.
+* The state that decides a call is flat (`_ended`, `read_only`, `expires_at` and the rest are those
+  of the whole chain), so a check costs the same at any depth.  Revoking walks down once and marks
+  every link.
+* What a dry run counts is its own: it begins with copies of the books above, and those stay as they
+  are.
 * After `end`, no call begins or answers under the grant; after `settled`, no change begun under
   it is still under way.
 """
@@ -14,73 +17,27 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import enum
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 from weakref import WeakSet
 
 from capstore.backers.node import Volume
 from capstore.backers.store import ObjectStore
-from capstore.schema.errors import Expired, InvalidArgument, ReadOnly, StorageError, TooLarge
+from capstore.schema.errors import Denied, Expired, ReadOnly, StorageError, TooLarge
 from capstore.schema.limits import GRANT_DEPTH_MAX
-from capstore.service.quota import Book, KeyLocks, Pace
+from capstore.service.decisions import Effect
+from capstore.service.hidden import check_all, hidden_of
+from capstore.service.ledger import Ledger
+from capstore.service.policy import Policy
+from capstore.service.policy import least as _least
+from capstore.service.quota import Book, Pace
 
+__all__ = ["Effect", "Grant", "Guarded", "Policy", "ServedVolume"]
 
-class Effect(enum.Enum):
-    """What a method does to the storage."""
-
-    OBSERVE = "observe"
-    CHANGE = "change"
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What an attenuation takes away.
-
-    `expires_at` is ns since 1970, 0 for never.  `max_bytes` and `max_nodes` bound by how much a
-    store grows, `calls_per_second` and `bytes_per_second` how fast it is used; 0 is no bound, and
-    only stores know them.  Whether a `Revoker` is handed out is no matter of the policy: every
-    grant can be revoked by whoever holds that power.
-    """
-
-    read_only: bool = False
-    expires_at: int = 0
-    max_bytes: int = 0
-    max_nodes: int = 0
-    calls_per_second: int = 0
-    bytes_per_second: int = 0
-
-    def under(self, outer: Policy) -> Policy:
-        """This policy and `outer` at once."""
-        return Policy(
-            read_only=self.read_only or outer.read_only,
-            expires_at=_least(self.expires_at, outer.expires_at),
-            max_bytes=_least(self.max_bytes, outer.max_bytes),
-            max_nodes=_least(self.max_nodes, outer.max_nodes),
-            calls_per_second=_least(self.calls_per_second, outer.calls_per_second),
-            bytes_per_second=_least(self.bytes_per_second, outer.bytes_per_second),
-        )
-
-    def check(self) -> Policy:
-        """This policy if it makes sense, else raises `InvalidArgument`."""
-        if self.expires_at < 0:
-            raise InvalidArgument("a policy cannot expire before 1970")
-        return self
-
-    @property
-    def counts(self) -> bool:
-        """Whether it bounds an amount or a rate: what is used up is then part of the authority."""
-        return bool(
-            self.max_bytes or self.max_nodes or self.calls_per_second or self.bytes_per_second
-        )
-
-
-def _least(one: int, other: int) -> int:
-    """The lesser of two bounds, of which 0 is none."""
-    return min(one, other) if one and other else one or other
+_OBSERVE, _CHANGE = Effect.OBSERVE, Effect.CHANGE
 
 
 class Guarded(Protocol):
@@ -96,7 +53,8 @@ class ServedVolume:
 
     name: str
     volume: Volume | ObjectStore
-    locks: KeyLocks = field(default_factory=KeyLocks, compare=False, repr=False)
+    ledger: Ledger = field(default_factory=Ledger, compare=False, repr=False)
+    dry_runs: WeakSet[object] = field(default_factory=WeakSet, compare=False, repr=False)
 
 
 class Grant:
@@ -112,17 +70,26 @@ class Grant:
         "_holder",
         "_idle",
         "_reading",
+        "_timed_by",
+        "accounts",
+        "append_only",
         "book",
         "books",
         "borrowed",
         "depth",
+        "dry_run",
         "expires_at",
+        "hidden",
+        "hidden_names",
+        "ledger",
+        "max_file_bytes",
         "paces",
         "parent",
         "policy",
         "read_only",
         "reference_id",
         "served",
+        "traced",
     )
 
     def __init__(
@@ -143,8 +110,15 @@ class Grant:
         self.depth: int = 0 if parent is None else parent.depth + 1
         self._reading: Grant | None = None
         self._holder: Grant | None = None
+        self._timed_by: Grant | None = None
         self.read_only = whole.read_only
+        self.append_only = whole.append_only
         self.expires_at = whole.expires_at
+        self.max_file_bytes = whole.max_file_bytes
+        self.hidden_names = whole.hidden_names
+        self.hidden = hidden_of(whole.hidden_names)
+        self.dry_run = whole.dry_run
+        self.traced = whole.traced
         self._ended: StorageError | None = None if parent is None else parent._ended
         self._children: WeakSet[Grant] = WeakSet()
         self._handles: WeakSet[Guarded] = WeakSet()
@@ -153,11 +127,18 @@ class Grant:
         self._clock = clock
         # What was lent by a name is not saved: its reference would not know of the name's end.
         self.borrowed: bool = parent is not None and parent.borrowed
-        bounded = policy.max_bytes or policy.max_nodes
-        self.book = Book(policy.max_bytes, policy.max_nodes, *used) if bounded else None
+        self.ledger: Ledger = served.ledger if parent is None else parent.ledger
         self.books: tuple[Book, ...] = () if parent is None else parent.books
-        if self.book is not None:
-            self.books += (self.book,)
+        if policy.dry_run:
+            self.ledger, self.books = Ledger(), tuple(book.copy() for book in self.books)
+        # Of a dry run nothing is saved.
+        self.book: Book | None = None
+        if policy.max_bytes or policy.max_nodes:
+            book = Book(policy.max_bytes, policy.max_nodes, *used, dry=self.dry_run)
+            self.book = None if self.dry_run else book
+            self.books += (book,)
+        # Whether changes of files have to be looked at for their size.
+        self.accounts = bool(self.books or self.max_file_bytes)
         self.paces: tuple[Pace, ...] = () if parent is None else parent.paces
         if policy.calls_per_second or policy.bytes_per_second:
             self.paces += (Pace(policy.calls_per_second, policy.bytes_per_second, clock),)
@@ -168,12 +149,22 @@ class Grant:
     def whole_policy(self) -> Policy:
         """What the policies of the chain from the root to here forbid, at once; what they count is
         in `books` and `paces`."""
-        return Policy(self.read_only, self.expires_at)
+        return Policy(
+            read_only=self.read_only,
+            expires_at=self.expires_at,
+            append_only=self.append_only,
+            max_file_bytes=self.max_file_bytes,
+            hidden_names=self.hidden_names,
+            dry_run=self.dry_run,
+            traced=self.traced,
+        )
 
     @property
     def attenuated(self) -> bool:
         """Whether anything was taken away on the way here."""
-        return bool(self.read_only or self.expires_at or self.books or self.paces)
+        return bool(
+            self.books or self.paces or replace(self.whole_policy, traced=False) != Policy()
+        )
 
     @property
     def revoked(self) -> bool:
@@ -189,7 +180,9 @@ class Grant:
         """
         if self.depth >= GRANT_DEPTH_MAX:
             raise TooLarge(f"a capability is attenuated and saved at most {GRANT_DEPTH_MAX} times")
-        return self._child(policy.check(), reference_id, used)
+        if policy.check().hidden_names:
+            check_all(policy.under(self.whole_policy).hidden_names)
+        return self._child(policy, reference_id, used)
 
     def _child(
         self, policy: Policy, reference_id: int = 0, used: tuple[int, int] = (0, 0)
@@ -209,6 +202,7 @@ class Grant:
         lent.depth = max(lent.depth, holder.depth + 1)
         lent.books = tuple(dict.fromkeys(lent.books + holder.books))
         lent.paces = tuple(dict.fromkeys(lent.paces + holder.paces))
+        lent.accounts = bool(lent.books or lent.max_file_bytes)
         lent.borrowed = True
         # What ends above `holder` has to reach this one though nobody holds `holder` any more.
         lent._holder = holder
@@ -228,14 +222,47 @@ class Grant:
     def check(self, effect: Effect) -> None:
         """Returns if a method of this effect may run now; else raises what the caller gets.
 
-        Raises `Revoked`, `Expired` or `ReadOnly`, in this order.
+        Raises `Revoked`, `Expired`, `ReadOnly` or `Denied`, in this order.
         """
         if self._ended is not None:
             raise type(self._ended)(self._ended.message)
         if self.expires_at and self._clock() >= self.expires_at:
             raise Expired("the capability's time is over")
-        if self.read_only and effect is Effect.CHANGE:
+        if effect is _OBSERVE:
+            return
+        if self.read_only:
             raise ReadOnly("the capability only reads")
+        if self.append_only and effect is _CHANGE:
+            raise Denied("the capability only adds")
+
+    async def paced(self, effect: Effect, size: int = 0) -> None:
+        """Waits for this call's turn, which brings `size` bytes, under a rate.
+
+        Raises `Busy`, and as `check`, which is done again behind the wait.
+        """
+        begun: list[Pace] = []
+        try:
+            for pace in self.paces:
+                await pace.begin(size)
+                begun.append(pace)
+        except BaseException:
+            for pace in begun:
+                pace.give_back(size)
+            raise
+        self.check(effect)
+
+    def moved(self, size: int) -> None:
+        """So many bytes were read by a call under a rate."""
+        for pace in self.paces:
+            pace.moved(size)
+
+    def restarted(self) -> Grant:
+        """This grant, or, under a dry run, one for another that begins anew."""
+        if not self.dry_run:
+            return self
+        anew = self._child(Policy(dry_run=True), self.reference_id)
+        anew.books = tuple(book.anew() for book in self.books)
+        return anew
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -289,6 +316,28 @@ class Grant:
             policy = policy.under(grant.policy)
             grant = grant.parent
         return policy
+
+    def renewed(self, expires_at: int, above: Grant | None) -> tuple[int, Grant | None]:
+        """Gives this link another time, instead of its own and those of the links between it and
+        `above`; what is below follows at once.  Returns what, given here, takes it back."""
+        before = self.policy.expires_at, self._timed_by
+        self.policy = replace(self.policy, expires_at=expires_at)
+        self._timed_by = above
+        for grant in (self, *self.below()):
+            grant.expires_at = grant._least_time()
+        return before
+
+    def _least_time(self) -> int:
+        """When this grant ends by the policies of its chain; 0 is never."""
+        ends, link = 0, self
+        while True:
+            ends = _least(ends, link.policy.expires_at)
+            if link._holder is not None:
+                ends = _least(ends, link._holder._least_time())
+            above = link._timed_by or link.parent
+            if above is None:
+                return ends
+            link = above
 
     def end(self, reason: StorageError) -> list[Grant]:
         """Marks this grant and all below as ended, at once; returns them.

@@ -28,10 +28,14 @@ from capstore.schema.errors import (
     InvalidArgument,
     InvalidName,
     StorageError,
+    TooLarge,
     Unsupported,
 )
+from capstore.schema.limits import HIDDEN_PATTERNS_MAX
 from capstore.schema.names import check_name
-from capstore.service.grants import Policy
+from capstore.service.decisions import POLICIES
+from capstore.service.hidden import check_pattern, shown
+from capstore.service.policy import Policy
 
 T = TypeVar("T")
 
@@ -207,42 +211,63 @@ def write_policy(builder: Any, policy: Policy, *, revocable: bool = False) -> No
     """Fills a ``Policy``."""
     builder.readOnly = policy.read_only
     builder.expiresAt = policy.expires_at
+    builder.appendOnly = policy.append_only
     builder.maxBytes = policy.max_bytes
     builder.maxNodes = policy.max_nodes
+    builder.maxFileBytes = policy.max_file_bytes
     builder.callsPerSecond = policy.calls_per_second
     builder.bytesPerSecond = policy.bytes_per_second
+    if policy.hidden_names:
+        names = builder.init("hiddenNames", len(policy.hidden_names))
+        for index, pattern in enumerate(policy.hidden_names):
+            names[index] = shown(pattern)
+    builder.dryRun = policy.dry_run
+    builder.traced = policy.traced
     builder.revocable = revocable
     builder.fieldsKnown = _POLICY_FIELDS
 
 
-_ENFORCED = frozenset({"readOnly", "revocable", "expiresAt", "fieldsKnown"})
-_COUNTED = frozenset({"maxBytes", "maxNodes", "callsPerSecond", "bytesPerSecond"})
+_ENFORCED = frozenset({*POLICIES, "fieldsKnown"})
 _POLICY_FIELDS = len(wire.Policy.schema.fieldnames)
 
 
-def read_policy(reader: Any, *, counts: bool = False) -> tuple[Policy, bool]:
-    """The policy, and whether a revoker is wanted; `counts` where quotas and rates are enforced.
+def read_policy(reader: Any) -> tuple[Policy, bool]:
+    """The policy, and whether a revoker is wanted.
 
-    Raises `Unsupported` for a restriction that is asked for and not enforced here.
+    Raises `Unsupported` for a restriction that is asked for and not enforced here, and
+    `InvalidArgument`.
     """
     if reader.fieldsKnown > _POLICY_FIELDS:
         raise Unsupported("the policy may say more than this service understands")
-    enforced = _ENFORCED | _COUNTED if counts else _ENFORCED
     for field in reader.schema.fieldnames:
-        if field not in enforced and _is_set(reader, field):
+        if field not in _ENFORCED and _is_set(reader, field):
             raise Unsupported(f"the policy {field} is not served here")
-    return policy_of(reader).check(), reader.revocable
+    if len(reader.hiddenNames) > HIDDEN_PATTERNS_MAX:
+        raise TooLarge(f"a capability hides at most {HIDDEN_PATTERNS_MAX} patterns")
+    policy = policy_of(reader, what=InvalidArgument)
+    for pattern in policy.hidden_names:
+        check_pattern(pattern)
+    return policy.check(), reader.revocable
 
 
-def policy_of(reader: Any) -> Policy:
-    """A ``Policy`` as it stands there."""
+def policy_of(reader: Any, *, what: type[StorageError] = Corrupt) -> Policy:
+    """A ``Policy`` as it stands there.  Raises `what` for what is no text."""
+    try:
+        hidden_names = tuple(reader.hiddenNames)
+    except (UnicodeDecodeError, capnp.KjException):
+        raise what("not valid UTF-8") from None
     return Policy(
         read_only=reader.readOnly,
         expires_at=reader.expiresAt,
+        append_only=reader.appendOnly,
         max_bytes=reader.maxBytes,
         max_nodes=reader.maxNodes,
+        max_file_bytes=reader.maxFileBytes,
         calls_per_second=reader.callsPerSecond,
         bytes_per_second=reader.bytesPerSecond,
+        hidden_names=hidden_names,
+        dry_run=reader.dryRun,
+        traced=reader.traced,
     )
 
 

@@ -409,7 +409,12 @@ class Revoker(Held):
 
 @dataclass(frozen=True, slots=True)
 class ReferenceInfo:
-    """A saved reference as its listing shows it; times in ns since 1970, 0 for never."""
+    """A saved reference as its listing shows it; times in ns since 1970, 0 for never.
+
+    `saved_by` is the label of the reference that whoever saved it had, of one that is listed;
+    `rotations` how often it got another token.  Of an `anchor` nobody has a token: it stands for a
+    quota or a rate that those saved below it share.
+    """
 
     id: int
     label: str
@@ -419,10 +424,14 @@ class ReferenceInfo:
     created: int
     last_used: int
     parent: int
+    saved_by: str = ""
+    rotations: int = 0
+    anchor: bool = False
 
 
 class ReferenceControl(Held):
-    """Control over one saved reference and those saved below it."""
+    """Control over one saved reference and those saved below it, for as long as its token is the
+    one that this was had with; then it is `Denied`."""
 
     __slots__ = ()
 
@@ -444,6 +453,26 @@ class ReferenceControl(Held):
         """Ends the reference of this id, itself or below.  Raises `NotFound`."""
         await answer_of(self.raw.revoke(reference_id))
 
+    async def renew(self, reference_id: int, expires_at: int) -> ReferenceInfo:
+        """Gives one below another time, in ns since 1970; 0 is as long as what it was saved from.
+
+        Raises `NotFound`, `Denied` (this one itself; longer than what it was saved from),
+        `InvalidArgument` (a time that is over; an anchor), `Unsupported` (what the service's
+        configuration shares).
+        """
+        if not 0 <= expires_at < 2**63:
+            raise InvalidArgument("no time that a reference can have")
+        return _read_info((await answer_of(self.raw.renew(reference_id, expires_at))).info)
+
+    async def rotate(self, reference_id: int) -> str:
+        """Gives the reference of this id, itself or below, another token, and returns it.
+
+        The old one is wrong from now on; what was restored with it or saved below stays.  Raises
+        `NotFound`, `InvalidArgument` (an anchor).
+        """
+        response = await answer_of(self.raw.rotate(reference_id))
+        return read_text(response, "token", what=Corrupt)
+
 
 def _read_infos(response: Any) -> tuple[Sequence[ReferenceInfo], bytes]:
     return [_read_info(reader) for reader in response.references], response.cursor
@@ -459,6 +488,9 @@ def _read_info(reader: Any) -> ReferenceInfo:
         created=reader.created,
         last_used=reader.lastUsed,
         parent=reader.parent,
+        saved_by=read_text(reader, "savedBy", what=Corrupt),
+        rotations=reader.rotations,
+        anchor=reader.anchor,
     )
 
 

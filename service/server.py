@@ -15,11 +15,12 @@ import itertools
 import logging
 import os
 import socket
+import ssl
 import stat
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import capnp
 
@@ -28,18 +29,21 @@ from capstore.backers.store import ObjectStore
 from capstore.backers.workers import in_worker
 from capstore.schema.errors import Busy, InternalError, InvalidArgument, StorageError, from_os_error
 from capstore.schema.limits import (
-    CONNECTIONS_MAX,
     HANDSHAKE_SECONDS_MAX,
     MESSAGE_BYTES_MAX,
     MESSAGE_NESTING_MAX,
 )
+from capstore.service.admission import Admission, peer_of
 from capstore.service.authority import Authority
+from capstore.service.commons import Totals, Turns
 from capstore.service.gate import GateServer
+from capstore.service.inlet import Inlet
+from capstore.service.listening import Door, bound_tcp
 from capstore.service.loop import kj_loop_running
-from capstore.service.session import MeteredTransport, Session, TicketTable
+from capstore.service.observing import Observers
+from capstore.service.session import Session, TicketTable
 from capstore.service.shares import Kept, StandingShare, keep_shares
 from capstore.service.state import StateDirectory
-from capstore.service.transport import protocol_with
 from capstore.service.uri import CapabilityURI
 
 log = logging.getLogger("capstore.service")
@@ -60,22 +64,33 @@ Served = Volume | ObjectStore
 class Service:
     """A running service; made by `start`."""
 
-    def __init__(self, volumes: Mapping[str, Served], state: StateDirectory, software: str) -> None:
+    def __init__(
+        self,
+        volumes: Mapping[str, Served],
+        state: StateDirectory,
+        software: str,
+        observers: Observers | None = None,
+    ) -> None:
         self._volumes = dict(volumes)
+        self._observers = observers
         self._state = state
         self._software = software
         self._authority = Authority(self._volumes, state.references, state.owner_key)
         self._tickets: TicketTable = {}
         self._sessions: dict[Session, capnp.TwoPartyServer | None] = {}
         self._numbers = itertools.count(1)
-        self._listeners: list[asyncio.Server] = []
-        self._sockets: list[tuple[Path, int]] = []
+        self._admission = Admission()
+        self._totals = Totals()
+        self._turns = Turns()
+        self._attending: dict[Session, asyncio.Task[None]] = {}
+        self._doors: list[Door] = []
+        self._sockets: list[_SocketFile] = []
         self._addresses: list[CapabilityURI] = []
         self._ending: list[Session] = []
 
     def __repr__(self) -> str:
         return (
-            f"<Service of {', '.join(self._volumes)}: {len(self._listeners)} listeners, "
+            f"<Service of {', '.join(self._volumes)}: {len(self._doors)} doors, "
             f"{len(self._sessions)} sessions>"
         )
 
@@ -88,34 +103,29 @@ class Service:
         `InvalidArgument` for a path too long, and what stands for an OSError.
         """
         try:
-            bound, full_path, inode = await in_worker(lambda: _bind_unix(path))
+            bound, file = await in_worker(lambda: _bind_unix(path))
         except OSError as error:
             raise from_os_error(error, f'the socket "{path.name}"') from error
-        self._sockets.append((full_path, inode))
-        loop = asyncio.get_running_loop()
-        self._listeners.append(await loop.create_unix_server(self._protocol, sock=bound))
-        self._addresses.append(CapabilityURI("", socket=str(full_path)))
+        self._sockets.append(file)
+        self._open(bound, None)
+        self._addresses.append(CapabilityURI("", socket=str(file.path)))
 
     async def listen_tls(self, host: str, port: int) -> None:
         """Listens on TCP with TLS 1.3; `port` 0 takes a free one.
 
         Raises `Busy` for a port in use and what stands for any other OSError.
         """
-        key = await in_worker(self._state.service_key)
-        loop = asyncio.get_running_loop()
+        keys = await in_worker(self._state.service_keys)
+        context = keys.server_context()
         try:
-            listener = await loop.create_server(
-                self._protocol,
-                host,
-                port,
-                ssl=key.server_context(),
-                ssl_handshake_timeout=HANDSHAKE_SECONDS_MAX,
-            )
+            sockets = await bound_tcp(host, port)
+            doors = [self._open(bound, context) for bound in sockets]
         except OSError as error:
             raise from_os_error(error, f"listening on {host}:{port}") from error
-        self._listeners.append(listener)
-        port = listener.sockets[0].getsockname()[1]
-        self._addresses.append(CapabilityURI("", host=host, port=port, fingerprint=key.fingerprint))
+        port = doors[0].port
+        self._addresses.append(
+            CapabilityURI("", host=host, port=port, fingerprint=keys.current.fingerprint)
+        )
 
     def owner_uris(self) -> list[tuple[str, CapabilityURI]]:
         """For each volume and each address: the volume's name and the URI of all of it."""
@@ -137,26 +147,86 @@ class Service:
         return volume
 
     @property
+    def volumes(self) -> list[tuple[str, Served]]:
+        """What is served, by name."""
+        return list(self._volumes.items())
+
+    @property
+    def reference_count(self) -> int:
+        """How many references are saved."""
+        return self._authority.reference_count
+
+    def label_of(self, reference_id: int) -> str | None:
+        """The label of a saved reference; None where there is none."""
+        return self._authority.label_of(reference_id)
+
+    @property
     def sessions(self) -> list[Session]:
         """The connections there are, oldest first."""
         return list(self._sessions)
 
     # Connections -------------------------------------------------------------------------------
 
-    def _protocol(self) -> Any:
-        """The asyncio protocol of a new connection."""
-        session = Session(next(self._numbers), self._authority, self._tickets)
-        return protocol_with(
-            lambda transport: MeteredTransport(transport, session),
-            lambda stream: self._serve(session, stream),
+    def _open(self, bound: socket.socket, context: ssl.SSLContext | None) -> Door:
+        door = Door(bound, lambda connection: self._come(connection, context), self._make_room)
+        self._doors.append(door)
+        return door
+
+    def _make_room(self) -> None:
+        self._admission.make_room()
+
+    def _come(self, connection: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Lets a connection in, or not."""
+        session = Session(
+            next(self._numbers), self._authority, self._tickets, self._totals, self._turns
         )
+        session.observer = self._observers
+        try:
+            admitted = self._admission.admits(session, peer_of(connection))
+        except OSError:
+            connection.close()  # it is gone already
+            return
+        if not admitted:
+            log.warning("%r is refused: there are too many connections", session)
+            connection.close()
+            if self._observers is not None:
+                self._observers.refused("connections")
+            return
+        self._totals.connections = self._admission.count
+        self._sessions[session] = None
+        attending = asyncio.create_task(self._attend(session, connection, context))
+        self._attending[session] = attending
+        session.on_make_room = attending.cancel
+
+    async def _attend(
+        self, session: Session, connection: socket.socket, context: ssl.SSLContext | None
+    ) -> None:
+        """A connection from its handshake to its end."""
+        inlet = Inlet(session, self._turns, self._serve)
+        is_connected = False
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: inlet,
+                connection,
+                ssl=context,
+                ssl_handshake_timeout=None if context is None else HANDSHAKE_SECONDS_MAX,
+            )
+            is_connected = True
+            if self._observers is not None:
+                self._observers.connected(session)
+            await inlet.gone
+        except (OSError, EOFError) as error:
+            log.info("%r ended in its handshake: %s", session, error)
+        finally:
+            self._admission.leaves(session)
+            self._totals.connections = self._admission.count
+            del self._sessions[session], self._attending[session]
+            session.close()
+            if is_connected and self._observers is not None:
+                self._observers.disconnected(session)
 
     async def _serve(self, session: Session, stream: capnp.AsyncIoStream) -> None:
-        """Serves one connection to its end."""
-        if len(self._sessions) >= CONNECTIONS_MAX:
-            log.warning("over %d connections: one more is refused", CONNECTIONS_MAX)
-            return
-        self._sessions[session] = None
+        """Serves RPC on a connection to its end."""
         try:
             rpc = capnp.TwoPartyServer(
                 stream,
@@ -168,9 +238,6 @@ class Service:
             await rpc.on_disconnect()
         except capnp.KjException as error:
             log.info("%r ended: %s", session, error.description)
-        finally:
-            del self._sessions[session]
-            session.close()
 
     async def watch_connections(self) -> None:
         """Cuts off peers that take nothing, and saves what waits; runs until it is cancelled."""
@@ -179,6 +246,7 @@ class Service:
             if turn % _SAVE_TURNS == 0:
                 with suppress(StorageError):  # it was logged, and is tried again
                     await self._authority.commit()
+            self._turns.look()
             for session in self.sessions:
                 if session.transport is not None:
                     session.transport.look()
@@ -190,7 +258,7 @@ class Service:
 
         Raises the first failure, when everything else has been closed all the same.
         """
-        self._close_doors()
+        await self._close_doors()
         await self._hang_up()
         closings = [volume.close for volume in self._volumes.values()] + [self._authority.commit]
         failures = []
@@ -206,13 +274,11 @@ class Service:
         if failures:
             raise failures[0]
 
-    def _close_doors(self) -> None:
-        for listener in self._listeners:
-            listener.close()
-        for path, inode in self._sockets:
-            with suppress(OSError):
-                if path.lstat().st_ino == inode:
-                    path.unlink()
+    async def _close_doors(self) -> None:
+        while self._doors:
+            await self._doors.pop().close()
+        while self._sockets:
+            self._sockets.pop().remove()
 
     async def _calls_to_end(self) -> None:
         """Waits for calls that were cancelled and cannot stop at once: a change in a worker."""
@@ -235,8 +301,12 @@ class Service:
             if not any(transport.unsent_bytes for transport in transports):
                 break
             await asyncio.sleep(_HANG_UP_SECONDS / _HANG_UP_LOOKS)
+        for session in self._ending:
+            session.make_room()
         for transport in transports:
             transport.abort()
+        if self._attending:
+            await asyncio.wait(self._attending.values(), timeout=_HANG_UP_SECONDS)
         await self._calls_to_end()
 
     async def prepare(self) -> None:
@@ -252,20 +322,30 @@ class Service:
 
 
 def start(
-    volumes: Mapping[str, Served], state: StateDirectory, *, software: str = "capstore"
+    volumes: Mapping[str, Served],
+    state: StateDirectory,
+    *,
+    software: str = "capstore",
+    observers: Observers | None = None,
 ) -> AbstractAsyncContextManager[Service]:
-    """A running service over `volumes`, by name; it owns them and `state` from here on.
+    """A running service over `volumes`, by name; it owns them, `state` and `observers` from here
+    on.
 
     Leaving the context stops it.  It listens nowhere until told to.
     """
-    return _running(volumes, state, software)
+    return _running(volumes, state, software, observers)
 
 
 @asynccontextmanager
 async def _running(
-    volumes: Mapping[str, Served], state: StateDirectory, software: str
+    volumes: Mapping[str, Served],
+    state: StateDirectory,
+    software: str,
+    observers: Observers | None,
 ) -> AsyncIterator[Service]:
-    service = Service(volumes, state, software)
+    service = Service(volumes, state, software, observers)
+    if observers is not None:
+        observers.begin(service)
     async with kj_loop_running():
         watcher = asyncio.create_task(service.watch_connections())
         try:
@@ -273,11 +353,31 @@ async def _running(
             yield service
         finally:
             watcher.cancel()
-            await service.stop()
+            try:
+                await service.stop()
+            finally:
+                if observers is not None:
+                    await observers.close()
 
 
-def _bind_unix(path: Path) -> tuple[socket.socket, Path, int]:
-    """A bound socket that nobody can connect to yet, the path and inode of its private file."""
+@dataclass(frozen=True, slots=True)
+class _SocketFile:
+    """The file of a bound socket: its path, the directory it is in, held open, and its inode."""
+
+    path: Path
+    folder: int
+    inode: int
+
+    def remove(self) -> None:
+        """Removes the file, if it still is the one that was made."""
+        with suppress(OSError):
+            if os.lstat(self.path.name, dir_fd=self.folder).st_ino == self.inode:
+                os.unlink(self.path.name, dir_fd=self.folder)
+        os.close(self.folder)
+
+
+def _bind_unix(path: Path) -> tuple[socket.socket, _SocketFile]:
+    """A bound socket that nobody can connect to yet, and its private file."""
     path = path.absolute()
     if len(os.fsencode(path)) > _SOCKET_PATH_BYTES_MAX:
         raise InvalidArgument(
@@ -290,11 +390,12 @@ def _bind_unix(path: Path) -> tuple[socket.socket, Path, int]:
         bound.bind(str(path))
         # Until listen() nobody can connect, so nobody does with the mode that umask gave.
         path.chmod(0o600)
-        inode = path.lstat().st_ino
+        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        file = _SocketFile(path, folder, path.lstat().st_ino)
     except BaseException:
         bound.close()
         raise
-    return bound, path, inode
+    return bound, file
 
 
 _SOCKET_PATH_BYTES_MAX = 107

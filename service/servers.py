@@ -41,11 +41,11 @@ class FileServer(Server, wire.File.Server):  # type: ignore[misc]
     session: Session
 
     def __init__(self, session: Session, file: GuardedFile) -> None:
-        super().__init__(session)
+        super().__init__(session, file.grant, file)
         self._file = file
 
     @answers
-    async def read_context(self, params: Any, results: Any) -> None:
+    async def read_context(self, params: Any, results: Any) -> int:
         offset, size = params.offset, await self._file.size()
         length = max(0, min(params.length, TRANSFER_BYTES_MAX, size - offset))
         await self.session.reserve(length)
@@ -56,12 +56,14 @@ class FileServer(Server, wire.File.Server):  # type: ignore[misc]
         finally:
             self.session.unreserve(length)
         results.eof = got < length or offset + got >= size
+        return got
 
     @answers
-    async def write_context(self, params: Any, results: Any) -> None:
+    async def write_context(self, params: Any, results: Any) -> int:
         data = params.data
         with self.session.holding(len(data)):
             await self._file.write(params.offset, data)
+        return len(data)
 
     @answers
     async def stat_context(self, params: Any, results: Any) -> None:
@@ -80,10 +82,11 @@ class FileServer(Server, wire.File.Server):  # type: ignore[misc]
         await self._file.close()
 
     @answers
-    async def append_context(self, params: Any, results: Any) -> None:
+    async def append_context(self, params: Any, results: Any) -> int:
         data = params.data
         with self.session.holding(len(data)):
             results.offset = await self._file.append(data)
+        return len(data)
 
     @answers
     async def readOnly_context(self, params: Any, results: Any) -> None:
@@ -94,7 +97,7 @@ class FileServer(Server, wire.File.Server):  # type: ignore[misc]
     async def attenuate_context(self, params: Any, results: Any) -> None:
         self.session.check_capabilities()
         policy, revocable = read_policy(params.policy)
-        narrowed = self._file.narrowed(policy)
+        narrowed = await self._file.attenuated(policy)
         results.file = FileServer(self.session, narrowed)
         if revocable:
             results.revoker = RevokerServer(self.session, narrowed.grant)
@@ -114,7 +117,7 @@ class DirectoryServer(Server, wire.Directory.Server):  # type: ignore[misc]
     session: Session
 
     def __init__(self, session: Session, directory: GuardedDirectory) -> None:
-        super().__init__(session)
+        super().__init__(session, directory.grant, directory)
         self._directory = directory
 
     def _serve(self, directory: GuardedDirectory) -> DirectoryServer:
@@ -160,7 +163,7 @@ class DirectoryServer(Server, wire.Directory.Server):  # type: ignore[misc]
     async def rename_context(self, params: Any, results: Any) -> None:
         name, new_name = read_name(params), read_name(params, "newName")
         mode = enum_of(RenameMode, params.mode)
-        self._directory.check_may_change()
+        self._directory.check_may("rename")
         target = await self._behind(params.target)
         await self._directory.rename(name, target, new_name, mode)
 
@@ -181,7 +184,7 @@ class DirectoryServer(Server, wire.Directory.Server):  # type: ignore[misc]
     async def attenuate_context(self, params: Any, results: Any) -> None:
         self.session.check_capabilities()
         policy, revocable = read_policy(params.policy)
-        narrowed = self._directory.narrowed(policy)
+        narrowed = await self._directory.attenuated(policy)
         results.directory = self._serve(narrowed)
         if revocable:
             results.revoker = RevokerServer(self.session, narrowed.grant)
@@ -197,7 +200,7 @@ class DirectoryServer(Server, wire.Directory.Server):  # type: ignore[misc]
     @answers
     async def link_context(self, params: Any, results: Any) -> None:
         name, new_name = read_name(params), read_name(params, "newName")
-        self._directory.check_may_change()
+        self._directory.check_may("link")
         target = await self._behind(params.target)
         await self._directory.link(name, target, new_name)
 
@@ -243,7 +246,7 @@ class RevokerServer(Server, wire.Revoker.Server):  # type: ignore[misc]
     session: Session
 
     def __init__(self, session: Session, grant: Grant) -> None:
-        super().__init__(session)
+        super().__init__(session, grant)
         self._grant = grant
 
     @answers

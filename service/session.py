@@ -4,14 +4,20 @@ Invariants:
 
 * What a session holds in the service's memory is bounded: a call that would answer with content
   waits while `UNSENT_BYTES_MAX` of earlier answers wait to be taken; above that, and above
-  `CALLS_IN_FLIGHT_MAX` or `CALL_BYTES_MAX`, no further message is read from the connection; and
-  above `CAPABILITIES_MAX` no further capability is handed out.
-* A peer that takes nothing of what waits for it for `STALL_SECONDS_MAX` is cut off, and one that
+  `CALLS_IN_FLIGHT_MAX` or `CALL_BYTES_MAX`, no further message is passed on to RPC or read; above
+  `CAPABILITIES_MAX` no further capability is handed out; and who has more than `QUESTIONS_MAX`
+  answers that it does not finish is cut off.  So it is for all sessions together, where one that
+  holds less than its share is not held up (`Totals`).
+* A call is under way from when it is passed on until its answer has left: what RPC keeps of it
+  in between, be it a call on the promised result of another, counts.
+* Who has shown no token yet is a stranger: it is cut off when it has asked too much
+  (`STRANGER_MESSAGES_MAX`, `STRANGER_BYTES_MAX`) or for too long (`STRANGER_SECONDS_MAX`).
+* A peer that does not take for `STALL_SECONDS_MAX` what waits for it is cut off, and one that
   holds nothing and asks nothing for `IDLE_SECONDS_MAX`.
 * When the connection ends, everything it held is released; nobody else notices.
 
-pycapnp hands the messages of a connection to a transport.  The session stands in between
-(`MeteredTransport`): that is where unsent answers can be counted, and reading be put off.
+pycapnp hands the messages of a connection to a transport.  The session stands in between: what
+leaves is counted by `MeteredTransport`, what comes in by `capstore.service.inlet`.
 """
 
 from __future__ import annotations
@@ -21,29 +27,54 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import capnp
 
 from capstore.schema.errors import Busy, InvalidArgument
 from capstore.schema.limits import (
     CALL_BYTES_MAX,
+    CALL_BYTES_TOTAL_MAX,
     CALLS_IN_FLIGHT_MAX,
+    CALLS_TOTAL_MAX,
     CAPABILITIES_MAX,
+    CAPABILITIES_TOTAL_MAX,
     IDLE_SECONDS_MAX,
     SINKS_MAX,
     STALL_SECONDS_MAX,
+    STRANGER_BYTES_MAX,
+    STRANGER_MESSAGES_MAX,
+    STRANGER_SECONDS_MAX,
     TICKET_SECONDS_MAX,
     TICKETS_MAX,
+    UNANSWERABLE_MAX,
     UNSENT_BYTES_MAX,
+    UNSENT_BYTES_TOTAL_MAX,
 )
 from capstore.service.authority import Authority, Guarded
+from capstore.service.commons import CALL_COST, END_COST, Totals, Turns, cost_of
+from capstore.service.dispatch import Observer
+from capstore.service.frames import (
+    BOOTSTRAP,
+    CALL,
+    FINISH,
+    RELEASE,
+    WORD,
+    Frame,
+    Refused,
+    return_in,
+    words_of,
+)
 from capstore.service.grants import Effect
 from capstore.service.guard import GuardedDirectory
 from capstore.service.messages import read_error
+from capstore.service.questions import Questions
 from capstore.service.transport import Transport
+
+if TYPE_CHECKING:
+    from capstore.service.inlet import Inlet
 
 log = logging.getLogger("capstore.service")
 
@@ -57,16 +88,43 @@ _TICKET_ANSWER_BYTES = 104
 class Session:
     """What one connection holds; the capability servers made for it count their calls here."""
 
-    def __init__(self, number: int, authority: Authority, tickets: TicketTable) -> None:
+    def __init__(
+        self,
+        number: int,
+        authority: Authority,
+        tickets: TicketTable,
+        totals: Totals,
+        turns: Turns,
+    ) -> None:
         self.number = number
         self.authority = authority
         self.transport: MeteredTransport | None = None
+        self.inlet: Inlet | None = None
+        # Whether it has shown no token yet; since when it is there.
+        self.is_stranger = True
+        self.began = time.monotonic()
+        self.is_output_blocked = False
+        self.on_proved: Callable[[], None] | None = None
+        self.on_make_room: Callable[[], object] | None = None
+        # Who looks on, and what is known to them of the other end.
+        self.observer: Observer | None = None
+        self.peer: Mapping[str, int | str] = {}
         self.calls_in_flight = 0
         self.call_bytes = 0
         self.capabilities = 0
         self.sinks = 0
         self.unsent_bytes = 0
         self.reserved_bytes = 0
+        self._totals = totals
+        self._turns = turns
+        self._questions = Questions()
+        self._stranger_messages = 0
+        self._stranger_bytes = 0
+        self._unanswerable = 0
+        # How many calls wait for an answer of the peer's own.
+        self._asking_back = 0
+        # What its answers have of late.
+        self._answer_bytes = 0
         self._idle_since: float | None = None
         self._room: deque[asyncio.Future[None]] = deque()
         self._tickets = tickets
@@ -77,6 +135,90 @@ class Session:
             f"<Session {self.number}: {self.calls_in_flight} calls, "
             f"{self.unsent_bytes} bytes unsent>"
         )
+
+    # What comes in -----------------------------------------------------------------------------
+
+    def takes(self, frame: Frame) -> bool:
+        """Whether the message may be passed on now; then it is on the books.
+
+        Raises `Refused` for one that ends the connection.
+        """
+        if self.is_stranger and not self._takes_of_stranger(frame):
+            return False
+        if frame.kind == CALL or frame.kind == BOOTSTRAP:
+            totals, size = self._totals, frame.size
+            used, own = totals.call_bytes + size, self._questions.open_bytes + size
+            if totals.over_share(used, CALL_BYTES_TOTAL_MAX, own):
+                return False
+            self._questions.ask(frame)
+            if not frame.ends:
+                totals.calls += 1
+                totals.call_bytes += size
+        elif frame.kind == FINISH:
+            self._questions.end(frame.question)
+        elif frame.kind != RELEASE and self.is_output_blocked:
+            # RPC may say something to these, and nobody counts that.
+            self._unanswerable += 1
+            if self._unanswerable > UNANSWERABLE_MAX:
+                raise Refused("it talks without end and does not listen")
+        return True
+
+    def _takes_of_stranger(self, frame: Frame) -> bool:
+        messages, size = self._stranger_messages + 1, self._stranger_bytes + frame.size
+        if messages > STRANGER_MESSAGES_MAX or size > STRANGER_BYTES_MAX:
+            if self._questions.open:
+                # The answer may be that it is none.
+                return False
+            raise Refused("a stranger asks too much")
+        self._stranger_messages, self._stranger_bytes = messages, size
+        return True
+
+    def answered(self, question: int, *, ends: bool) -> None:
+        """An answer is on its way to the peer."""
+        size = self._questions.answer(question, ends=ends)
+        if size:
+            self._totals.calls -= 1
+            self._totals.call_bytes -= size
+            self._reconsider_reading()
+
+    def listens(self) -> None:
+        """The peer takes what it is sent."""
+        self._unanswerable = 0
+
+    def proved(self) -> None:
+        """A token was shown that gives something."""
+        self.is_stranger = False
+        if self.on_proved is not None:
+            self.on_proved()
+
+    def make_room(self) -> None:
+        """Ends the connection, be it in its handshake."""
+        if self.transport is not None:
+            log.info("%r makes room for others", self)
+            self.transport.abort()
+        elif self.on_make_room is not None:
+            self.on_make_room()
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a question of the peer has no answer yet."""
+        return self._questions.open > 0
+
+    @property
+    def asked_bytes(self) -> int:
+        """Of the messages that ask what has no answer yet."""
+        return self._questions.open_bytes
+
+    @property
+    def unfinished_questions(self) -> int:
+        """How many questions were answered that the peer has not ended."""
+        return self._questions.kept
+
+    def cost_of(self, frame: Frame) -> int:
+        """What to expect of the message."""
+        if frame.kind == CALL:
+            return CALL_COST + cost_of(frame.size) + cost_of(self._answer_bytes)
+        return END_COST if frame.kind in (FINISH, RELEASE) else CALL_COST
 
     # What calls and answers cost --------------------------------------------------------------
 
@@ -104,6 +246,7 @@ class Session:
         Broken ones cannot be refused; who takes far too many of them is cut off.
         """
         self.capabilities += 1
+        self._totals.capabilities += 1
         if self.capabilities > 2 * CAPABILITIES_MAX and self.transport is not None:
             log.warning("%r takes capabilities without end and is cut off", self)
             self.transport.abort()
@@ -111,12 +254,16 @@ class Session:
     def capability_dropped(self) -> None:
         """One fewer."""
         self.capabilities -= 1
+        self._totals.capabilities -= 1
 
     def check_capabilities(self) -> None:
         """Raises `Busy` when no further capability is to be handed out; to be asked before there
         is an effect that the capability would be the result of."""
         if self.capabilities >= CAPABILITIES_MAX:
             raise Busy(f"a connection holds at most {CAPABILITIES_MAX} capabilities: drop some")
+        totals = self._totals
+        if totals.over_share(totals.capabilities, CAPABILITIES_TOTAL_MAX, self.capabilities):
+            raise Busy("all connections together hold too many capabilities: drop some")
 
     def sink_opened(self) -> None:
         """One more put in pieces is open.  Raises `Busy` above `SINKS_MAX`."""
@@ -131,20 +278,30 @@ class Session:
     def answer_queued(self, size: int) -> None:
         """`size` bytes of answers wait to be taken."""
         self.unsent_bytes += size
+        self._totals.unsent_bytes += size
+        self._answer_bytes += (size - self._answer_bytes) >> _ANSWERS_SHIFT
 
     def bytes_taken(self, size: int) -> None:
         """The transport took `size` bytes."""
-        self.unsent_bytes = max(0, self.unsent_bytes - size)
+        taken = min(size, self.unsent_bytes)
+        self.unsent_bytes -= taken
+        self._totals.unsent_bytes -= taken
         self._wake()
         self._reconsider_reading()
 
     async def reserve(self, size: int) -> None:
         """Waits until an answer of `size` bytes may be made; `unreserve` when it was counted."""
-        while self._promised_bytes and self._promised_bytes + size > UNSENT_BYTES_MAX:
+        while self._promised_bytes and self._has_no_room_for(size):
             waiter = asyncio.get_running_loop().create_future()
             self._room.append(waiter)
             await waiter
         self.reserved_bytes += size
+
+    def _has_no_room_for(self, size: int) -> bool:
+        promised, totals = self._promised_bytes + size, self._totals
+        return promised > UNSENT_BYTES_MAX or totals.over_share(
+            totals.unsent_bytes + size, UNSENT_BYTES_TOTAL_MAX, promised
+        )
 
     def unreserve(self, size: int) -> None:
         """Gives back what `reserve` took."""
@@ -172,16 +329,21 @@ class Session:
 
     @property
     def full(self) -> bool:
-        """Whether no further message is to be read now."""
+        """Whether no further message is to be passed on now."""
+        questions, totals = self._questions, self._totals
+        calls = max(questions.open, self.calls_in_flight)
         return (
-            self.calls_in_flight >= CALLS_IN_FLIGHT_MAX
-            or self.call_bytes >= CALL_BYTES_MAX
+            calls >= CALLS_IN_FLIGHT_MAX
+            or calls - self._asking_back >= self._turns.window
+            or max(questions.open_bytes, self.call_bytes) >= CALL_BYTES_MAX
             or self.unsent_bytes >= UNSENT_BYTES_MAX
+            or totals.over_share(totals.calls, CALLS_TOTAL_MAX, calls)
+            or totals.over_share(totals.unsent_bytes, UNSENT_BYTES_TOTAL_MAX, self.unsent_bytes)
         )
 
     def _reconsider_reading(self) -> None:
-        if self.transport is not None and not self.full:
-            self.transport.read_if_wanted()
+        if self.inlet is not None and not self.full:
+            self.inlet.reconsider()
 
     # Tickets -----------------------------------------------------------------------------------
 
@@ -202,6 +364,16 @@ class Session:
         if timer is not None:
             timer.cancel()
 
+    @contextmanager
+    def _waiting_for_peer(self) -> Iterator[None]:
+        """While a call waits for what the peer has yet to send, be it behind other calls."""
+        self._asking_back += 1
+        self._reconsider_reading()
+        try:
+            yield
+        finally:
+            self._asking_back -= 1
+
     async def redeem_ticket(self, capability: Any) -> GuardedDirectory:
         """The directory of this service that `capability` stands for.
 
@@ -209,8 +381,9 @@ class Session:
         that is no Directory of this service or does not answer in time.
         """
         try:
-            async with asyncio.timeout(TICKET_SECONDS_MAX):
-                response = await capability.ticket()
+            with self._waiting_for_peer():
+                async with asyncio.timeout(TICKET_SECONDS_MAX):
+                    response = await capability.ticket()
                 if response._has("error"):
                     raise read_error(response.error)
                 ticket = response.ticket
@@ -239,68 +412,116 @@ class Session:
 
     def close(self) -> None:
         """Gives everything back; the connection is gone."""
+        self._totals.calls -= self._questions.open
+        self._totals.call_bytes -= self._questions.open_bytes
+        self._totals.unsent_bytes -= self.unsent_bytes
+        self.unsent_bytes = 0
+        self._questions = Questions()
         for ticket in list(self._own_tickets):
             self._forget(ticket)
         while self._room:
             self._room.popleft().cancel()
-        self.transport = None
+        self.transport = self.inlet = None
+
+
+# What an answer weighs in the mean of the last ones, as a power of two.
+_ANSWERS_SHIFT: Final = 2
 
 
 class MeteredTransport(Transport):
-    """Tells a session what goes through it, and reads when the session has room."""
+    """What pycapnp takes for the transport: tells the session what leaves, and leaves to the inlet
+    when to read."""
 
     def __init__(self, transport: Any, session: Session) -> None:
         super().__init__(transport)
         self._session = session
-        self._read_wanted = False
         self._written = 0
         self._written_at_last_look = 0
-        self._taken_at_last_look = 0
-        self._stalled_since: float | None = None
+        # Since when what was written up to here waits.
+        self._written_at_mark = 0
+        self._marked: float | None = None
+        # What is still to be written of a message, and whether its first segment is next.
+        self._rest = 0
+        self._is_first_next = False
+        self.is_encrypted = transport.get_extra_info("sslcontext") is not None
         session.transport = self
+
+    # What leaves -------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        # pycapnp writes a message in pieces: its segment table, then each segment.
+        if not self._rest:
+            self._rest = words_of(data) * WORD
+            self._is_first_next = True
+        else:
+            self._rest -= len(data)
+            if self._is_first_next:
+                self._is_first_next = False
+                answer = return_in(data)
+                if answer is not None:
+                    self._session.answered(answer.question, ends=answer.ends)
+        super().write(data)
 
     def pass_on(self, data: bytes) -> None:
         self._written += len(data)
         super().pass_on(data)
         self._session.bytes_taken(len(data))
 
-    def resume_reading(self) -> None:
-        """Reads on, now or when the session has room."""
-        if self._session.full:
-            self._read_wanted = True
-        else:
-            super().resume_reading()
+    # What comes in -----------------------------------------------------------------------------
 
-    def read_if_wanted(self) -> None:
-        """Takes up the reading that was put off."""
-        if self._read_wanted:
-            self._read_wanted = False
-            super().resume_reading()
+    def resume_reading(self) -> None:
+        """RPC wants to read."""
+        if self._session.inlet is not None:
+            self._session.inlet.want()
 
     def pause_reading(self) -> None:
-        self._read_wanted = False
+        """RPC has what it wanted."""
+        if self._session.inlet is not None:
+            self._session.inlet.want_no_more()
+
+    def read(self) -> None:
+        """Reads from the socket."""
+        super().resume_reading()
+
+    def read_no_more(self) -> None:
+        """Reads no more for now."""
         super().pause_reading()
 
+    # Looking after it --------------------------------------------------------------------------
+
     def look(self) -> bool:
-        """Ends the connection if its peer takes nothing of what waits, or holds nothing, for too
-        long.  To be called about every second.  True if it was cut.
+        """Ends the connection if its peer does not take what waits, does not finish what it sends,
+        holds nothing or shows no token for too long.  To be called about every second.  True if it
+        was cut.
         """
         now = time.monotonic()
-        if self._session.is_idle(now):
-            log.info("%r holds nothing and is closed", self._session)
+        session = self._session
+        if session.is_idle(now):
+            log.info("%r holds nothing and is closed", session)
             self.abort()
             return True
+        if session.is_stranger and now - session.began > STRANGER_SECONDS_MAX:
+            log.info("%r shows no token and is closed", session)
+            self.abort()
+            return True
+        if session.inlet is not None:
+            if session.inlet.look():
+                return True
+            session.inlet.reconsider()
+        return self._is_stuck(now)
+
+    def _is_stuck(self, now: float) -> bool:
         waiting = self.unsent_bytes
-        taken = self._written + self._gathered_bytes - waiting
         if not waiting:
             if self._written == self._written_at_last_look:
                 self._session.nothing_waits()
             self._written_at_last_look = self._written
-            self._stalled_since = None
+            self._marked = None
             return False
-        if self._stalled_since is None or taken != self._taken_at_last_look:
-            self._taken_at_last_look, self._stalled_since = taken, now
-        if now - self._stalled_since < STALL_SECONDS_MAX:
+        written = self._written + self._gathered_bytes
+        if self._marked is None or written - waiting >= self._written_at_mark:
+            self._marked, self._written_at_mark = now, written
+        if now - self._marked < STALL_SECONDS_MAX:
             return False
         log.warning("%r takes no answers and is cut off", self._session)
         self.abort()

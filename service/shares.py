@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from capstore.backers.node import DirectoryNode, FileNode, Node, NodeKind, Volume
@@ -33,7 +33,8 @@ __all__ = ["Kept", "StandingShare", "keep_shares"]
 class StandingShare:
     """What is shared under a label, and on what terms; `lifetime` is in ns, 0 for ever.
 
-    `path` leads from the root of the volume; that of a store is empty.
+    `more` is what else is taken away; `path` leads from the root of the volume, that of a store is
+    empty.
     """
 
     label: str
@@ -41,12 +42,12 @@ class StandingShare:
     path: tuple[str, ...] = ()
     read_only: bool = False
     lifetime: int = 0
+    more: Policy = field(default_factory=Policy)
 
     def policy(self, created: int) -> Policy:
         """What is taken away from a share that was made at `created`, in ns since 1970."""
-        return Policy(
-            read_only=self.read_only, expires_at=created + self.lifetime if self.lifetime else 0
-        )
+        expires_at = created + self.lifetime if self.lifetime else 0
+        return replace(self.more, read_only=self.read_only, expires_at=expires_at)
 
 
 class Kept(NamedTuple):

@@ -5,7 +5,9 @@ Invariants:
 * One service at a time holds a state directory; a second one gets `Busy`.
 * The directory is made with mode 0700 and each secret in it with 0600; a directory that is open to
   others, or a secret that others may read, is not used.
-* A secret is made once, complete or not at all.
+* A secret is made once, complete or not at all; the service key is replaced as a whole.
+* The owner key is there only beside a table of references, from the first start on.  So a table
+  that was lost is noticed: without it, what was revoked of owner tokens would be valid again.
 """
 
 from __future__ import annotations
@@ -14,20 +16,21 @@ import fcntl
 import os
 import secrets
 import stat
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
-from capstore.images.durable import replace_file, sync_directory
+from capstore.images.durable import HeldFile, replace_file, sync_directory
 from capstore.schema.errors import (
     Busy,
     Corrupt,
     Denied,
     InvalidArgument,
-    StorageError,
     from_os_error,
 )
 from capstore.service.references import ReferenceTable
-from capstore.service.tls import ServiceKey
+from capstore.service.tls import ServiceKey, ServiceKeys
 
 _OWNER_KEY_BYTES = 32
 _SECRET_BYTES_MAX = 64 * 1024
@@ -40,15 +43,16 @@ class StateDirectory:
     `references` is the table of saved references.
     """
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: int, folder: int) -> None:
         self.path = path
-        self._lock: int | None = lock
-        if (path / "references.json").exists() and not (path / "owner.key").exists():
-            raise Corrupt("owner.key is missing from the state directory, references.json is not")
-        self.owner_key = self._secret("owner.key", lambda: secrets.token_bytes(_OWNER_KEY_BYTES))
+        # The directory is held, so that no path is looked up once it is open.
+        self._held: tuple[int, ...] = (lock, folder)
+        self.owner_key = self._secret("owner.key", self._first_key)
         if len(self.owner_key) != _OWNER_KEY_BYTES:
             raise Corrupt("owner.key in the state directory is damaged")
-        self.references = ReferenceTable.load(path / "references.json", self.owner_key)
+        if not (path / "references.json").exists():
+            raise Corrupt("references.json is missing from the state directory, owner.key is not")
+        self.references = ReferenceTable.load(HeldFile(folder, "references.json"), self.owner_key)
 
     @staticmethod
     def open(path: Path) -> StateDirectory:
@@ -62,22 +66,42 @@ class StateDirectory:
                 path.mkdir(mode=0o700)
                 sync_directory(path.parent)
             _require_private(path)
-            lock = _locked(path / "lock")
+            with ExitStack() as held:
+                lock = _locked(path / "lock")
+                held.callback(os.close, lock)
+                folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                held.callback(os.close, folder)
+                _remove_leftovers(path)
+                state = StateDirectory(path, lock, folder)
+                held.pop_all()
+                return state
         except OSError as error:
-            raise from_os_error(error, "the state directory") from error
-        try:
-            _remove_leftovers(path)
-            return StateDirectory(path, lock)
-        except StorageError:
-            os.close(lock)
-            raise
-        except OSError as error:
-            os.close(lock)
             raise from_os_error(error, "the state directory") from error
 
-    def service_key(self) -> ServiceKey:
-        """The key that TLS clients pin, made on first use.  Blocks on the disk."""
-        return ServiceKey.from_pem(self._secret("service.pem", ServiceKey.generate_pem))
+    def _first_key(self) -> bytes:
+        """An owner key, with the empty table that it seals on the disk before it."""
+        path, key = self.path / "references.json", secrets.token_bytes(_OWNER_KEY_BYTES)
+        if path.exists() and not ReferenceTable.is_first(path):
+            raise Corrupt("owner.key is missing from the state directory, references.json is not")
+        ReferenceTable(path, key).write_first()
+        return key
+
+    def service_keys(self) -> ServiceKeys:
+        """The key that TLS clients pin, made on first use, and old ones.  Blocks on the disk.
+
+        Raises `Corrupt`, `Denied` and OSError.
+        """
+        return ServiceKeys.from_pem(self._secret("service.pem", ServiceKey.generate_pem))
+
+    def rotate_service_key(self, keep_until: int = 0) -> ServiceKeys:
+        """Makes a new service key; URIs that pin the one before work until `keep_until`, in ns
+        since 1970.  For a service that is to start.  Blocks on the disk.
+
+        Raises as `service_keys` and `ServiceKeys.rotated`.
+        """
+        keys = self.service_keys().rotated(keep_until, time.time_ns())
+        replace_file(self.path / "service.pem", keys.to_pem())
+        return keys
 
     def _secret(self, name: str, make: Callable[[], bytes]) -> bytes:
         path = self.path / name
@@ -90,9 +114,9 @@ class StateDirectory:
 
     def close(self) -> None:
         """Lets the next service have it; closing again does nothing."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        held, self._held = self._held, ()
+        for descriptor in held:
+            os.close(descriptor)
 
 
 def _require_private(path: Path) -> None:

@@ -5,17 +5,17 @@ Invariants:
 * A guarded store is the backer's store, a `Grant` and a `Scope`.  Whatever narrows it gives the
   same store under a narrower grant or scope, so a call passes one guard however deep.
 * Authority is decided before keys and arguments are looked at, and before the backer is: first the
-  grant (`Revoked`, `Expired`, `ReadOnly`), then the scope (`Denied`), then quota and rate.
-* No key outside the scope's prefix reaches the backer, none comes back.
-* A drop box never meets what is there: see `Scope.target`.
+  grant (`Revoked`, `Expired`, `ReadOnly`, `Denied`), then the scope (`Denied`), then the key, the
+  rate and the quota.
+* No key outside the scope's prefix reaches the backer, none comes back; and none that is hidden.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from capstore.backers.store import (
@@ -30,117 +30,35 @@ from capstore.backers.store import (
     ObjectStat,
     ObjectStore,
     Put,
-    check_key,
 )
 from capstore.schema.errors import (
     Busy,
     Denied,
-    InvalidArgument,
     NotFound,
     Revoked,
     TooLarge,
 )
 from capstore.schema.limits import (
     BATCH_CHANGES_MAX,
-    KEY_BYTES_MAX,
-    OBJECT_BYTES_MAX,
     PAGE_ENTRIES_MAX,
 )
 from capstore.schema.nodes import Buffer, Usage
-from capstore.service.grants import Effect, Grant, Policy
+from capstore.service.decisions import Effect
+from capstore.service.dry_store import DryStore
+from capstore.service.grants import Grant, Policy
+from capstore.service.hidden import below
 from capstore.service.name_guard import GuardedNamespace
-from capstore.service.quota import give_back, reserve, uninterrupted
+from capstore.service.quota import give_back, reserve, uninterrupted, usage_of
+from capstore.service.scope import DELETE, DROP, GET, LIST, PUT, Scope, check_size
 
 T = TypeVar("T")
 
-_OBSERVE, _CHANGE = Effect.OBSERVE, Effect.CHANGE
+__all__ = ["GuardedSink", "GuardedStore"]
 
-# What a scope allows; the bits are in saved references.
-GET, LIST, PUT, DELETE, DROP = 1, 2, 4, 8, 16
-ALL = GET | LIST | PUT | DELETE
+_OBSERVE, _ADD, _CHANGE = Effect.OBSERVE, Effect.ADD, Effect.CHANGE
 
 _HASH_BYTES = 32
-# What a drop box adds to a key, as hexadecimal digits: no two are ever the same.
-_DROP_BYTES = 16
 _READ_AGAIN_MAX = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What may be done (`verbs`), and with the keys below which `prefix`."""
-
-    verbs: int = ALL
-    prefix: bytes = b""
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is the whole key space with all that can be done with it."""
-        return self.verbs == ALL and not self.prefix
-
-    @property
-    def handle(self) -> bytes:
-        """As a saved reference holds it; nothing for the whole."""
-        return b"" if self.whole else bytes([self.verbs]) + self.prefix
-
-    @staticmethod
-    def of(handle: bytes) -> Scope:
-        """The scope of a handle.  Raises `NotFound` for what is none."""
-        if not handle:
-            return Scope()
-        if not 0 < handle[0] <= ALL | DROP or len(handle) > 1 + KEY_BYTES_MAX:
-            raise NotFound("what was saved is gone")
-        return Scope(handle[0], handle[1:])
-
-    def demand(self, verb: int) -> None:
-        """Raises `Denied` where `verb` is withheld."""
-        if not self.verbs & verb:
-            raise Denied("this capability of a store does not allow that")
-
-    def only(self, needed: int, verbs: int) -> Scope:
-        """The scope with nothing but `verbs`.  Raises `Denied` where none of `needed` is there."""
-        self.demand(needed)
-        return replace(self, verbs=verbs)
-
-    def below(self, prefix: bytes) -> Scope:
-        """The part of it below `prefix`.  Raises `InvalidArgument` for one that leaves no key."""
-        whole = self.prefix + prefix
-        if len(whole) >= KEY_BYTES_MAX:
-            raise InvalidArgument(f"a prefix has fewer than {KEY_BYTES_MAX} bytes in all")
-        return replace(self, prefix=whole)
-
-    def key(self, key: bytes) -> bytes:
-        """The store's own key.  Raises `InvalidArgument`."""
-        check_key(key)
-        return check_key(self.prefix + key) if self.prefix else key
-
-    def target(self, key: bytes, condition: Condition) -> tuple[bytes, Condition]:
-        """Where a put goes, and what it demands.
-
-        In a drop box that is a new key, whatever is there: neither the answer nor the time it
-        takes tells of a key or a content that exists, and nothing is ever lost.  Raises `Denied`
-        for a condition there, `InvalidArgument` for a key that is none.
-        """
-        if self.verbs & DROP and not self.verbs & PUT:
-            if condition != ANY:
-                raise Denied("a drop box does not tell what is there")
-            unique = secrets.token_hex(_DROP_BYTES).encode()
-            return check_key(self.prefix + key + unique), Condition(absent=True)
-        if not key and self.prefix:
-            raise InvalidArgument("below a prefix a put needs a key: the hash of a content is none")
-        return (self.key(key) if key else key), condition
-
-    def shown(self, stat: ObjectStat) -> ObjectStat:
-        """`stat` as the holder may see it."""
-        if self.prefix:
-            stat = replace(stat, key=stat.key[len(self.prefix) :])
-        # A version tells how much was put by all.
-        return stat if self.verbs & (GET | PUT) else replace(stat, version=0)
-
-
-def check_size(size: int) -> None:
-    """Raises `TooLarge` for what no object has."""
-    if size > OBJECT_BYTES_MAX:
-        raise TooLarge(f"an object has at most {OBJECT_BYTES_MAX} bytes")
 
 
 class GuardedStore(ObjectStore):
@@ -169,27 +87,58 @@ class GuardedStore(ObjectStore):
             raise Revoked("the capability was revoked")
         return self._store
 
-    def _begin(self, effect: Effect, verb: int, size: int = 0) -> ObjectStore:
-        """The backer's store, if such a call may run now."""
-        grant = self.grant
-        grant.check(effect)
+    def _check(self, effect: Effect, verb: int) -> None:
+        """Raises what such a call raises for want of authority."""
+        self.grant.check(effect)
         if not self.scope.verbs & verb:
             self.scope.demand(verb)
-        for pace in grant.paces:
-            pace.begin()
-        if size:
-            self._moved(size)
+
+    async def _begin(self, effect: Effect, size: int = 0) -> ObjectStore:
+        """The backer's store, when a call that brings `size` bytes may go on."""
+        if self.grant.paces:
+            await self.grant.paced(effect, size)
         return self._inner
 
     def _moved(self, size: int) -> None:
-        for pace in self.grant.paces:
-            pace.moved(size)
+        if self.grant.paces:
+            self.grant.moved(size)
+
+    def _key(self, key: bytes) -> bytes:
+        """The store's own key.  Raises `InvalidArgument`, and `NotFound` for one that is hidden."""
+        full = self.scope.key(key)
+        self._check_shown(full)
+        return full
+
+    def _check_shown(self, full: bytes) -> None:
+        hidden = self.grant.hidden
+        if hidden is not None and hidden.key(full):
+            raise NotFound("no such object")
+
+    def _target(self, key: bytes, condition: Condition) -> tuple[bytes, Condition]:
+        """Where a put goes, and what it demands: see `Scope.target`.  Who only adds never meets
+        what is there, but for a content, which is the same again."""
+        full, condition = self.scope.target(key, condition)
+        if full:
+            self._check_shown(full)
+        if self.grant.append_only:
+            if condition.version is not None:
+                raise Denied("the capability only adds")
+            condition = Condition(absent=True) if full else condition
+        return full, condition
+
+    def _check_size(self, size: int) -> None:
+        """Raises `TooLarge` for what no object has, or none here."""
+        check_size(size)
+        if self.grant.max_file_bytes and size > self.grant.max_file_bytes:
+            raise TooLarge(f"an object has at most {self.grant.max_file_bytes} bytes here")
 
     # Reading ---------------------------------------------------------------------------------
 
     async def get(self, key: bytes) -> bytes:
-        store = self._begin(_OBSERVE, GET)
-        data = await store.get(self.scope.key(key))
+        self._check(_OBSERVE, GET)
+        full = self._key(key)
+        store = await self._begin(_OBSERVE)
+        data = await store.get(full)
         self.grant.check(_OBSERVE)
         self._moved(len(data))
         return data
@@ -197,11 +146,9 @@ class GuardedStore(ObjectStore):
     async def get_with(self, key: bytes, size: int, *, again: bool = False) -> ObjectRange:
         """The whole object if it has at most `size` bytes, else its beginning, and what is known of
         it; `again` is no further call to any rate.  Raises as `get`, and `Busy`."""
-        self.grant.check(_OBSERVE)
-        self.scope.demand(GET)
-        for pace in () if again else self.grant.paces:
-            pace.begin()
-        store, full = self._inner, self.scope.key(key)
+        self._check(_OBSERVE, GET)
+        full = self._key(key)
+        store = self._inner if again else await self._begin(_OBSERVE)
         for _ in range(_READ_AGAIN_MAX):
             found = await store.read(full, 0, size)
             if found.stat.size > size or await _is_as_hashed(store, full, found.data):
@@ -211,82 +158,112 @@ class GuardedStore(ObjectStore):
         raise Busy("the object changes too often to be read")
 
     async def read(self, key: bytes, offset: int, length: int) -> ObjectRange:
-        store = self._begin(_OBSERVE, GET)
-        found = await store.read(self.scope.key(key), offset, length)
+        self._check(_OBSERVE, GET)
+        full = self._key(key)
+        store = await self._begin(_OBSERVE)
+        found = await store.read(full, offset, length)
         self.grant.check(_OBSERVE)
         self._moved(len(found.data))
         return replace(found, stat=self.scope.shown(found.stat)) if self.scope.prefix else found
 
     async def stat(self, key: bytes) -> ObjectStat:
-        store = self._begin(_OBSERVE, GET)
-        stat = await store.stat(self.scope.key(key))
+        self._check(_OBSERVE, GET)
+        full = self._key(key)
+        store = await self._begin(_OBSERVE)
+        stat = await store.stat(full)
         self.grant.check(_OBSERVE)
         return self.scope.shown(stat)
 
     async def has(self, key: bytes) -> bool:
-        store = self._begin(_OBSERVE, GET)
-        present = await store.has(self.scope.key(key))
+        self._check(_OBSERVE, GET)
+        full = self.scope.key(key)
+        store = await self._begin(_OBSERVE)
+        hidden = self.grant.hidden
+        present = (hidden is None or not hidden.key(full)) and await store.has(full)
         self.grant.check(_OBSERVE)
         return present
 
     async def list(
         self, prefix: bytes = b"", after: bytes = b"", limit: int = PAGE_ENTRIES_MAX
     ) -> ObjectPage:
-        store = self._begin(_OBSERVE, LIST)
-        own = self.scope.prefix
-        page = await store.list(own + prefix, own + after, limit)
+        self._check(_OBSERVE, LIST)
+        store, own = await self._begin(_OBSERVE), self.scope.prefix
+        if self.grant.hidden is None:
+            page = await store.list(own + prefix, own + after, limit)
+        else:
+            page = await self._page(store, own + prefix, own + after, limit)
         self.grant.check(_OBSERVE)
         if not own:
             return page
         return replace(page, objects=[self.scope.shown(stat) for stat in page.objects])
 
+    async def _page(
+        self, store: ObjectStore, prefix: bytes, after: bytes, limit: int
+    ) -> ObjectPage:
+        """A page of what is not hidden, as full as any."""
+        hidden = self.grant.hidden
+        assert hidden is not None  # noqa: S101 - asked by `list`
+        limit = max(1, min(limit, PAGE_ENTRIES_MAX))
+        found: list[ObjectStat] = []
+        seen = 0
+        while True:
+            page = await store.list(prefix, after, limit + 1)
+            for stat in page.objects:
+                seen += 1
+                if seen % hidden.pause == 0:
+                    await asyncio.sleep(0)
+                if not hidden.key(stat.key):
+                    if len(found) == limit:
+                        return ObjectPage(found, more=True)
+                    found.append(stat)
+            if not page.more:
+                return ObjectPage(found)
+            after = page.objects[-1].key
+            self.grant.check(_OBSERVE)
+
     async def usage(self) -> Usage:
-        store = self._begin(_OBSERVE, LIST)
+        self._check(_OBSERVE, LIST)
+        store = await self._begin(_OBSERVE)
         if self.grant.books:
-            return self._quota()
+            return usage_of(self.grant.books)
         if self.scope.prefix:
             raise Denied("the usage of the whole store is not told below a prefix")
         usage = await store.usage()
         self.grant.check(_OBSERVE)
         return usage
 
-    def _quota(self) -> Usage:
-        """Of the innermost quota."""
-        book = self.grant.books[-1]
-        return Usage(
-            total_bytes=book.bytes_max,
-            used_bytes=book.bytes_used,
-            free_bytes=max(0, book.bytes_max - book.bytes_used),
-            total_nodes=book.nodes_max,
-            used_nodes=book.nodes_used,
-        )
-
     async def sync(self) -> None:
-        await self._begin(_OBSERVE, -1).sync()
+        self.grant.check(_OBSERVE)
+        await (await self._begin(_OBSERVE)).sync()
         self.grant.check(_OBSERVE)
 
     # Changing --------------------------------------------------------------------------------
 
     async def put(self, data: Buffer, key: bytes = b"", condition: Condition = ANY) -> ObjectStat:
         grant, size = self.grant, len(data)
-        store = self._begin(_CHANGE, PUT | DROP, size)
-        full, condition = self.scope.target(key, condition)
-        check_size(size)
+        self._check(_ADD, PUT | DROP)
+        full, condition = self._target(key, condition)
+        place = full
+        if not full and (grant.books or grant.hidden is not None):
+            place = hashlib.sha256(data).digest()
+            self._check_shown(place)
+        store = await self._begin(_ADD, size)
+        self._check_size(size)
         with grant.changing():
             if grant.books:
-                place = full or hashlib.sha256(data).digest()
                 stat = await self._accounted(
                     {place: size}, lambda: store.put(data, full, condition)
                 )
             else:
                 stat = await store.put(data, full, condition)
-        grant.check(_CHANGE)
+        grant.check(_ADD)
         return self.scope.shown(stat)
 
     async def delete(self, key: bytes, condition: Condition = ANY) -> None:
         grant = self.grant
-        store = self._begin(_CHANGE, DELETE)
-        full = self.scope.key(key)
+        self._check(_CHANGE, DELETE)
+        full = self._key(key)
+        store = await self._begin(_CHANGE)
         with grant.changing():
             if grant.books:
                 await self._accounted({full: None}, lambda: store.delete(full, condition))
@@ -296,41 +273,50 @@ class GuardedStore(ObjectStore):
 
     async def batch(self, changes: Sequence[Change]) -> Sequence[int]:
         grant = self.grant
-        store = self._begin(_CHANGE, PUT | DELETE)
+        only_puts = all(isinstance(change, Put) for change in changes)
+        effect = _ADD if only_puts else _CHANGE
+        self._check(effect, PUT | DELETE)
         if len(changes) > BATCH_CHANGES_MAX:
             raise TooLarge(f"a batch has at most {BATCH_CHANGES_MAX} changes")
         inner = [self._inner_change(change) for change in changes]
+        size = sum(len(change.data) for change in inner if isinstance(change, Put))
+        store = await self._begin(effect, size)
+        for change in inner:
+            if isinstance(change, Put):
+                self._check_size(len(change.data))
         with grant.changing():
             if grant.books:
                 versions = await self._accounted(_sizes_after(inner), lambda: store.batch(inner))
             else:
                 versions = await store.batch(inner)
-        grant.check(_CHANGE)
+        grant.check(effect)
         return versions
 
     def _inner_change(self, change: Change) -> Change:
         if isinstance(change, Put):
             self.scope.demand(PUT)
-            check_size(len(change.data))
-            self._moved(len(change.data))
-            return replace(change, key=self.scope.target(change.key, change.condition)[0])
+            full, condition = self._target(change.key, change.condition)
+            if not full and self.grant.hidden is not None:
+                self._check_shown(hashlib.sha256(change.data).digest())
+            return replace(change, key=full, condition=condition)
         self.scope.demand(DELETE)
-        return replace(change, key=self.scope.key(change.key))
+        return replace(change, key=self._key(change.key))
 
     async def begin(
         self, key: bytes = b"", condition: Condition = ANY, size: int | None = None
     ) -> GuardedSink:
         grant = self.grant
-        store = self._begin(_CHANGE, PUT | DROP)
-        full, condition = self.scope.target(key, condition)
-        check_size(size or 0)
+        self._check(_ADD, PUT | DROP)
+        full, condition = self._target(key, condition)
+        store = await self._begin(_ADD)
+        self._check_size(size or 0)
         if grant.books:
             # Not reserved, for nothing may come: but what cannot fit is refused at once.
             for book in grant.books:
                 book.check(size or 0, 0)
         with grant.changing():
             sink = await store.begin(full, condition, size)
-        grant.check(_CHANGE)
+        grant.check(_ADD)
         return GuardedSink(self, sink, full)
 
     async def _accounted(
@@ -348,7 +334,7 @@ class GuardedStore(ObjectStore):
         books, store = self.grant.books, self._inner
         held_nodes = 0
         try:
-            async with self.grant.served.locks.held(after):
+            async with self.grant.ledger.locks.held(after):
                 size = nodes = 0
                 for key, size_after in after.items():
                     size_before = await _size_of(store, key)
@@ -385,9 +371,14 @@ class GuardedStore(ObjectStore):
         return self._scoped(self.scope.below(prefix))
 
     def narrowed(self, policy: Policy) -> GuardedStore:
-        """The same store with less authority."""
+        """The same store with less authority.  Raises `Busy` for a dry run too many."""
         self.grant.check(_OBSERVE)
-        return GuardedStore(self._inner, self.grant.derive(policy), self.scope)
+        if policy.hidden_names:
+            policy = replace(policy, hidden_names=below(self.scope.prefix, policy.hidden_names))
+        grant, store = self.grant.derive(policy), self._inner
+        if policy.dry_run:
+            store = DryStore(store, grant.served)
+        return GuardedStore(store, grant, self.scope)
 
     # The store as a whole --------------------------------------------------------------------
 
@@ -464,7 +455,8 @@ class GuardedSink(ObjectSink):
         self._key = key
         self.grant = store.grant
         self._size = self._held = 0
-        self._hash = hashlib.sha256() if self.grant.books and not key else None
+        wanted = not key and (self.grant.books or self.grant.hidden is not None)
+        self._hash = hashlib.sha256() if wanted else None
         self.grant.adopt(self)
 
     def release(self) -> None:
@@ -487,11 +479,10 @@ class GuardedSink(ObjectSink):
 
     async def write(self, data: Buffer) -> None:
         grant, size = self.grant, len(data)
-        grant.check(_CHANGE)
-        for pace in grant.paces:
-            pace.begin()
-            pace.moved(size)
-        check_size(self._size + size)
+        grant.check(_ADD)
+        if grant.paces:
+            await grant.paced(_ADD, size)
+        self._store._check_size(self._size + size)
         sink = self._inner
         if grant.books:
             reserve(grant.books, size, 0)
@@ -501,18 +492,22 @@ class GuardedSink(ObjectSink):
         with grant.changing():
             await sink.write(data)
         self._size += size
-        grant.check(_CHANGE)
+        grant.check(_ADD)
 
     async def commit(self) -> ObjectStat:
         grant = self.grant
-        grant.check(_CHANGE)
+        grant.check(_ADD)
+        if grant.paces:
+            await grant.paced(_ADD)
         sink = self._inner
+        if self._hash is not None:
+            self._store._check_shown(self._hash.digest())
         with grant.changing():
             if grant.books:
                 stat = await self._accounted(sink)
             else:
                 stat = await sink.commit()
-        grant.check(_CHANGE)
+        grant.check(_ADD)
         return self._store.scope.shown(stat)
 
     async def _accounted(self, sink: ObjectSink) -> ObjectStat:

@@ -54,24 +54,26 @@ class StoreServer(Server, wire.Store.Server):  # type: ignore[misc]
     session: Session
 
     def __init__(self, session: Session, store: GuardedStore) -> None:
-        super().__init__(session)
+        super().__init__(session, store.grant)
         self._store = store
 
     @answers
-    async def put_context(self, params: Any, results: Any) -> None:
+    async def put_context(self, params: Any, results: Any) -> int:
         data = params.data
         with self.session.holding(len(data)):
             _check_transfer(len(data))
             stat = await self._store.put(data, params.key, condition_of(params))
         _write_put(results, stat)
+        return len(data)
 
     @answers
-    async def get_context(self, params: Any, results: Any) -> None:
+    async def get_context(self, params: Any, results: Any) -> int:
         key, room = params.key, _SMALL_BYTES
         while (size := await self._fill(key, room, results)) > room:
             if size > TRANSFER_BYTES_MAX:
                 raise TooLarge(f"an object of {size} bytes is read in pieces")
             room = size
+        return size
 
     async def _fill(self, key: bytes, room: int, results: Any) -> int:
         """Answers with the object if it has at most `room` bytes; returns how many it has.
@@ -123,7 +125,7 @@ class StoreServer(Server, wire.Store.Server):  # type: ignore[misc]
         write_object(results.init("stat"), await self._store.stat(params.key))
 
     @answers
-    async def read_context(self, params: Any, results: Any) -> None:
+    async def read_context(self, params: Any, results: Any) -> int:
         length = min(params.length, TRANSFER_BYTES_MAX)
         await self.session.reserve(length)
         try:
@@ -134,6 +136,7 @@ class StoreServer(Server, wire.Store.Server):  # type: ignore[misc]
             self.session.unreserve(length)
         results.size, results.version = found.stat.size, found.stat.version
         write_origin(results, found.stat)
+        return len(found.data)
 
     @answers
     async def begin_context(self, params: Any, results: Any) -> None:
@@ -149,7 +152,7 @@ class StoreServer(Server, wire.Store.Server):  # type: ignore[misc]
         results.sink = SinkServer(session, sink)
 
     @answers
-    async def batch_context(self, params: Any, results: Any) -> None:
+    async def batch_context(self, params: Any, results: Any) -> int:
         items = params.items
         if len(items) > BATCH_CHANGES_MAX:
             raise TooLarge(f"a batch has at most {BATCH_CHANGES_MAX} changes")
@@ -158,6 +161,7 @@ class StoreServer(Server, wire.Store.Server):  # type: ignore[misc]
         with self.session.holding(size):
             _check_transfer(size)
             results.versions = list(await self._store.batch(changes))
+        return sum(len(getattr(each, "data", b"")) for each in changes)
 
     @answers
     async def sync_context(self, params: Any, results: Any) -> None:
@@ -185,7 +189,7 @@ class StoreServer(Server, wire.Store.Server):  # type: ignore[misc]
     @answers
     async def attenuate_context(self, params: Any, results: Any) -> None:
         self.session.check_capabilities()
-        policy, revocable = read_policy(params.policy, counts=True)
+        policy, revocable = read_policy(params.policy)
         narrowed = self._store.narrowed(policy)
         results.store = StoreServer(self.session, narrowed)
         if revocable:
@@ -240,7 +244,7 @@ class SinkServer(Server, wire.Sink.Server):  # type: ignore[misc]
     session: Session
 
     def __init__(self, session: Session, sink: GuardedSink) -> None:
-        super().__init__(session)
+        super().__init__(session, sink.grant)
         self._sink = sink
         self._failure: StorageError | None = None
         # Calls begin in the order in which they were sent; a lock is given in the order of asking.
@@ -261,7 +265,7 @@ class SinkServer(Server, wire.Sink.Server):  # type: ignore[misc]
             raise StorageError.of(self._failure.code, self._failure.message)
 
     @answers
-    async def write_context(self, params: Any, results: Any) -> None:
+    async def write_context(self, params: Any, results: Any) -> int:
         data = params.data
         with self.session.holding(len(data)):
             try:
@@ -275,6 +279,7 @@ class SinkServer(Server, wire.Sink.Server):  # type: ignore[misc]
             except BaseException:
                 self._failure = self._failure or Closed("a piece of the object is missing")
                 raise
+        return len(data)
 
     @answers
     async def commit_context(self, params: Any, results: Any) -> None:
@@ -298,7 +303,7 @@ class NamespaceServer(Server, wire.Namespace.Server):  # type: ignore[misc]
     session: Session
 
     def __init__(self, session: Session, names: GuardedNamespace) -> None:
-        super().__init__(session)
+        super().__init__(session, names.grant)
         self._names = names
 
     @answers
@@ -314,7 +319,7 @@ class NamespaceServer(Server, wire.Namespace.Server):  # type: ignore[misc]
     @answers
     async def bind_context(self, params: Any, results: Any) -> None:
         names, name, token = self._names, read_name(params), _token(params)
-        names.check_may_change()
+        names.check_may_bind()
         condition = condition_of(params)
         binding = bound(params.binding, name, 0, what=InvalidArgument)
         if binding.reference is not None:

@@ -62,6 +62,10 @@ class Transport:
         """Gives `data` to the transport."""
         self._transport.write(data)
 
+    def get_extra_info(self, name: str) -> Any:
+        """What asyncio's transport knows of the connection."""
+        return self._transport.get_extra_info(name)
+
     @property
     def unsent_bytes(self) -> int:
         """What the kernel has not taken yet."""

@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from capstore.schema.errors import StorageError, TransportError
-from capstore.tools import browse, change, copy, limits, serve, share, store
+from capstore.tools import browse, change, copy, limits, rotating, serve, share, store, top
 from capstore.tools.bench import command as bench
 from capstore.tools.console import Failed, complain, drop_stdout, explained
 from capstore.tools.fuzz import command as fuzz
@@ -37,7 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for _verbs in (serve, browse, copy, change, share, store, image, limits, bench, fuzz, prove):
+_VERBS = (
+    *(serve, rotating, browse, copy, change, share, store),
+    *(top, image, limits, bench, fuzz, prove),
+)
+for _verbs in _VERBS:
     app.add_typer(_verbs.app)
 
 

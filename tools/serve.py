@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,15 @@ class LogLevel(StrEnum):
     info = "info"
     warning = "warning"
     error = "error"
+
+
+class AuditKind(StrEnum):
+    """What a call has to be to be audited."""
+
+    changes = "changes"
+    failures = "failures"
+    refusals = "refusals"
+    traced = "traced"
 
 
 @app.command(
@@ -90,6 +100,62 @@ def serve(
     check: Annotated[
         bool, typer.Option("--check", help="Only say what is wrong with the file; open nothing.")
     ] = False,
+    audit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|-",
+            help="Write a line of JSON for each call (docs/operating.md); - is stderr.",
+            show_default=False,
+        ),
+    ] = None,
+    audit_calls: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB", help="Only of these methods: Directory.*, *.read.", show_default=False
+        ),
+    ] = None,
+    audit_only: Annotated[
+        list[AuditKind] | None,
+        typer.Option(help="Only of these kinds; may be repeated.", show_default=False),
+    ] = None,
+    audit_names: Annotated[
+        bool, typer.Option("--audit-names", help="With the names of entries.")
+    ] = False,
+    audit_required: Annotated[
+        bool,
+        typer.Option("--audit-required", help="Refuse calls while the audit cannot be written."),
+    ] = False,
+    audit_max_bytes: Annotated[
+        str, typer.Option(metavar="SIZE", help="Begin a new file at this size; 0 is never.")
+    ] = "64MiB",
+    audit_keep: Annotated[
+        int, typer.Option(min=1, max=1000, help="How many old files are kept.")
+    ] = 8,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="unix:PATH|HOST:PORT",
+            help="Where Prometheus and capstore top read metrics, without TLS: 127.0.0.1:9464.",
+            show_default=False,
+        ),
+    ] = None,
+    metrics_anywhere: Annotated[
+        bool,
+        typer.Option("--metrics-anywhere", help="Let HOST be reachable from other machines."),
+    ] = False,
+    sandbox: Annotated[
+        bool,
+        typer.Option(
+            "--sandbox",
+            help="Give up privileges, files beside the volumes, and connecting to others.",
+        ),
+    ] = False,
+    require_sandbox: Annotated[
+        bool,
+        typer.Option(
+            "--require-sandbox", help="As --sandbox; refuse to start where some of it is missing."
+        ),
+    ] = False,
 ) -> None:
     """Serve volumes until SIGTERM or Ctrl-C.
 
@@ -99,20 +165,47 @@ def serve(
     Without SPEC it makes and serves a tree, "files", in the image STATE/files.wf1, and a store of
     objects, "objects", in STATE/objects.st1. NAME is the last part of the path, or the scheme.
 
+    With --sandbox it goes on, once all is open, without what it does not need (docs/security.md).
+
     With --config the file says what is served, and paths in it are relative to its folder; the
     other options stand before what it says.
     """
+    from capstore.schema.sizes import parse_size
+    from capstore.tools.confine import Sandbox
     from capstore.tools.console import out, run
-    from capstore.tools.serving import ServeOptions, serve_until_told
+    from capstore.tools.observing import ObserveOptions
+    from capstore.tools.serving import ServeOptions, absolute_address, serve_until_told
 
     level = log_level.value if log_level is not None else None
+    confined = Sandbox.AS_FAR_AS_IT_GOES if sandbox else Sandbox.OFF
+    confined = Sandbox.REQUIRED if require_sandbox else confined
+    observe = ObserveOptions(
+        # A configuration is read in its own folder.
+        audit=audit if audit in (None, "-") else str(Path(str(audit)).absolute()),
+        calls=audit_calls or [],
+        only=[kind.value for kind in audit_only or []],
+        names=audit_names,
+        required=audit_required,
+        size_max=parse_size(audit_max_bytes),
+        keep=audit_keep,
+        metrics=absolute_address(metrics) if metrics else None,
+        anywhere=metrics_anywhere,
+    )
     if config is None:
         if check:
             raise typer.BadParameter("--check is of a file: --config FILE")
         folder = state or Path("capstore-data")
         run(
             serve_until_told(
-                ServeOptions(volumes or [], listen or [], folder, uri_file, level or "info")
+                ServeOptions(
+                    volumes or [],
+                    listen or [],
+                    folder,
+                    uri_file,
+                    level or "info",
+                    sandbox=confined,
+                    observe=observe,
+                )
             )
         )
         return
@@ -124,4 +217,4 @@ def serve(
     if check:
         out(f"{config}: ok")
     else:
-        run(serve_until_told(options))
+        run(serve_until_told(replace(options, sandbox=confined, observe=observe)))

@@ -18,9 +18,11 @@ import re
 import resource
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import typer
@@ -30,12 +32,14 @@ from capstore.backers.spec import open_backer
 from capstore.backers.spec_text import Spec
 from capstore.backers.workers import in_worker
 from capstore.images.durable import replace_file
-from capstore.schema.errors import Denied, StorageError
+from capstore.schema.errors import Denied, InternalError, StorageError
+from capstore.service.listening import keep_tls_buffers_small
 from capstore.service.server import Served, Service, start
 from capstore.service.shares import StandingShare
 from capstore.service.state import StateDirectory
-from capstore.service.uri import CapabilityURI
+from capstore.tools.confine import Sandbox, confine, reached
 from capstore.tools.console import drop_stdout
+from capstore.tools.observing import ObserveOptions, observed, open_observers
 
 log = logging.getLogger("capstore.serve")
 
@@ -64,6 +68,10 @@ class ServeOptions:
     log_level: str
     opener: Opener | None = None
     shares: Sequence[StandingShare] | None = None
+    # What the volumes that `opener` opens are made of.
+    leaves: Sequence[Spec] = ()
+    sandbox: Sandbox = Sandbox.OFF
+    observe: ObserveOptions = field(default_factory=ObserveOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +128,12 @@ def parse_address(text: str) -> Address:
     return TcpAddress(match["v6"] or match["host"], int(match["port"]))
 
 
+def absolute_address(text: str) -> str:
+    """An address as it was typed, wherever the process works."""
+    path = text.removeprefix("unix:")
+    return f"unix:{Path(path).absolute()}" if path and path != text else text
+
+
 def refuse_own_secrets(spec_text: str, secrets: Sequence[Path]) -> None:
     """Raises `Denied` for a host directory, be it a part of what is composed, that holds one of
     `secrets`: whoever reads the volume would own the service."""
@@ -152,6 +166,7 @@ async def serve_until_told(options: ServeOptions) -> None:
     """Serves until a signal.  Raises what keeps it from serving or from stopping cleanly."""
     volumes = parse_volumes(options.volumes)
     addresses = [parse_address(text) for text in options.listen]
+    options.observe.check()
     _log_to_stderr(options.log_level)
     addresses = addresses or [UnixAddress(options.state / "socket")]
     serving = asyncio.create_task(_serve(options, volumes, addresses))
@@ -188,10 +203,15 @@ def _cancel_at_signal(serving: asyncio.Task[None]) -> None:
 async def _serve(
     options: ServeOptions, volumes: dict[str, str], addresses: Sequence[Address]
 ) -> None:
-    secrets = [options.state, *([options.uri_file] if options.uri_file else [])]
+    if options.sandbox is not Sandbox.OFF:
+        # What cannot be in it is told before anything is opened.
+        reached(_leaves(options, volumes))
+    own = (options.state, options.uri_file, options.observe.file)
+    secrets = [path for path in own if path is not None]
     for spec in volumes.values():
         refuse_own_secrets(spec, secrets)
     _raise_descriptor_limit()
+    keep_tls_buffers_small()
     state = await in_worker(lambda: StateDirectory.open(options.state))
     async with AsyncExitStack() as opening:
         opening.callback(state.close)
@@ -201,15 +221,20 @@ async def _serve(
             volumes = volumes or _own_volumes(options.state)
             served = await _opened(volumes, options.state / "cache", opening)
         # From here on the service closes them.
-        running = start(served, state, software=_software())
+        observers = await open_observers(options.observe)
+        running = start(served, state, software=_software(), observers=observers)
         opening.pop_all()
-        async with running as service:
+        async with running as service, observed(options.observe, observers, options.state):
             tokens = await _shared(service, options.shares)
             for address in addresses:
                 await _listen(service, address)
-            _prefer_short_pauses()
             shared = [(label, uri) for label, token in tokens for uri in service.uris(token)]
-            await _announce(service.owner_uris() + shared, options.uri_file)
+            lines = "".join(f"{name}\t{uri}\n" for name, uri in service.owner_uris() + shared)
+            if (file := options.uri_file) is not None:
+                await in_worker(lambda: replace_file(file, lines.encode()))
+            await _confine(options, volumes)
+            _prefer_short_pauses()
+            _announce(lines)
             await asyncio.Event().wait()
 
 
@@ -224,6 +249,33 @@ async def _shared(
         if error is not None:
             log.error('"%s" is not shared: volume %s: %s', share.label, share.volume, error)
     return [(share.label, token) for share, token, _ in kept if token is not None]
+
+
+async def _confine(options: ServeOptions, volumes: dict[str, str]) -> None:
+    """From here on nothing is opened by a path but below what is served, nor can be in the sandbox.
+
+    Raises as `confine`."""
+    _load_what_comes_later()
+    if options.sandbox is not Sandbox.OFF:
+        await confine(
+            _leaves(options, volumes),
+            [options.state, *options.observe.folders],
+            required=options.sandbox is Sandbox.REQUIRED,
+        )
+
+
+def _leaves(options: ServeOptions, volumes: dict[str, str]) -> list[Spec]:
+    """What the volumes are made of."""
+    return [*options.leaves, *(leaf for text in volumes.values() for leaf in leaves(text))]
+
+
+def _load_what_comes_later() -> None:
+    """Has the libraries load what they would look for in the middle of the work."""
+    time.localtime()
+    try:
+        raise InternalError("")
+    except InternalError as error:
+        traceback.format_exception(error)
 
 
 def _prefer_short_pauses() -> None:
@@ -282,11 +334,8 @@ async def _listen(service: Service, address: Address) -> None:
         log.info("listening on %s:%d", address.host, address.port)
 
 
-async def _announce(uris: Sequence[tuple[str, CapabilityURI]], file: Path | None) -> None:
+def _announce(lines: str) -> None:
     """Says that the service is ready."""
-    lines = "".join(f"{name}\t{uri}\n" for name, uri in uris)
-    if file is not None:
-        await in_worker(lambda: replace_file(file, lines.encode()))
     try:
         sys.stdout.write(lines)
         sys.stdout.flush()

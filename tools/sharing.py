@@ -1,4 +1,4 @@
-"""Handing on and taking back: `share`, `shares`, `revoke`.
+"""Handing on and taking back: `share`, `shares`, `renew`, `rotate`, `revoke`.
 
 Invariants: the only whole URI that is ever written is the new one, to stdout or to a file of mode
 0600; what was saved is revoked if that fails; a duration counts from the clock of this machine.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ from capstore.tools.console import (
 )
 from capstore.tools.location import connected, opened
 from capstore.tools.resolve import find
+from capstore.tools.terms import json_of, words_of
 
-_HEADINGS = ("ID", "FROM", "KIND", "VOLUME", "AUTHORITY", "CREATED", "LAST USED", "LABEL")
+_HEADINGS = (
+    *("ID", "FROM", "SAVED BY", "KIND", "VOLUME", "AUTHORITY", "CREATED", "LAST USED", "LABEL"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,14 @@ class Terms:
     read_only: bool
     seconds: float | None
     label: str
+    more: Policy = field(default_factory=Policy)
 
     def policy(self) -> Policy:
         """What is taken away, counted from now."""
         expires_at = 0 if self.seconds is None else time.time_ns() + int(self.seconds * 1e9)
         if expires_at >= 2**63:
             raise InvalidArgument("that is too far in the future")
-        return Policy(read_only=self.read_only, expires_at=expires_at)
+        return replace(self.more, read_only=self.read_only, expires_at=expires_at)
 
 
 async def share(
@@ -64,20 +69,59 @@ async def share(
         except StorageError as error:
             raise about(found.path, error) from error
     new = uri.with_token(token)
+    shape = {"uri": str(new), "label": terms.label} | _policy_json(policy) if json else None
     try:
-        if uri_file is not None:
-            await in_worker(lambda: replace_file(uri_file, f"{new}\n".encode()))
-        elif json:
-            out_json({"uri": str(new), "label": terms.label} | _policy_json(policy))
-        else:
-            out(str(new))
-        sys.stdout.flush()
+        await _hand_out(new, shape, uri_file)
     except OSError:
         # Nobody has the token: what nobody can use should not stay.
         try:
             await _end(new)
         except (StorageError, TransportError) as error:
             complain(f"what was saved could not be revoked (see shares): {explained(error)}")
+        raise
+
+
+async def _hand_out(
+    uri: CapabilityURI, shape: dict[str, Any] | None, uri_file: Path | None
+) -> None:
+    """Prints a new URI, or the JSON object `shape` that holds it, or writes it to `uri_file`.
+
+    Raises OSError.
+    """
+    if uri_file is not None:
+        await in_worker(lambda: replace_file(uri_file, f"{uri}\n".encode()))
+    elif shape is not None:
+        out_json(shape)
+    else:
+        out(str(uri))
+    sys.stdout.flush()
+
+
+async def renew(uri: CapabilityURI, reference_id: int, expires_at: int) -> None:
+    """Gives a reference below that of the URI another time."""
+    _refuse_path(uri)
+    async with connected(uri) as connection:
+        control = await connection.reference(uri.token)
+        await control.renew(reference_id, expires_at)
+
+
+async def rotate(
+    uri: CapabilityURI, reference_id: int | None, *, json: bool, uri_file: Path | None = None
+) -> None:
+    """Gives the reference of the URI, or one below it, another token; prints its URI."""
+    _refuse_path(uri)
+    async with connected(uri) as connection:
+        control = await connection.reference(uri.token)
+        if reference_id is None:
+            reference_id = (await control.status()).id
+        new = uri.with_token(await control.rotate(reference_id))
+    try:
+        await _hand_out(new, {"uri": str(new), "id": reference_id} if json else None, uri_file)
+    except OSError:
+        complain(
+            f"the new URI of {reference_id} is lost, and the old one is denied: rotate --id "
+            f"{reference_id} with a URI above it"
+        )
         raise
 
 
@@ -98,11 +142,24 @@ async def shares(uri: CapabilityURI, *, json: bool) -> None:
     """Lists the references below that of the URI."""
     _refuse_path(uri)
     async with connected(uri) as connection:
-        references = await (await connection.reference(uri.token)).list()
+        references = _with_anchors(await (await connection.reference(uri.token)).list())
     if json:
         out_json_list(map(_reference_json, references))
     else:
         out_table(_HEADINGS, map(_reference_row, references))
+
+
+def _with_anchors(references: Sequence[ReferenceInfo]) -> list[ReferenceInfo]:
+    """`references`, each with what the anchors count that stand between it and what it was saved
+    from: that was taken away from it, too."""
+    known = {each.id: each for each in references}
+    found = []
+    for each in references:
+        policy, above = each.policy, known.get(each.parent)
+        while above is not None and above.anchor:
+            policy, above = policy.under(above.policy), known.get(above.parent)
+        found.append(replace(each, policy=policy))
+    return found
 
 
 async def revoke(uri: CapabilityURI, reference_id: int | None) -> None:
@@ -122,7 +179,7 @@ def _refuse_path(uri: CapabilityURI) -> None:
 
 def _policy_json(policy: Policy) -> dict[str, Any]:
     expires = utc_text(policy.expires_at) if policy.expires_at else None
-    return {"readOnly": policy.read_only, "expires": expires}
+    return {"readOnly": policy.read_only, "expires": expires, "policy": json_of(policy)}
 
 
 def _reference_json(info: ReferenceInfo) -> dict[str, Any]:
@@ -135,6 +192,9 @@ def _reference_json(info: ReferenceInfo) -> dict[str, Any]:
         "created": utc_text(info.created),
         "lastUsed": utc_text(info.last_used) if info.last_used else None,
         "parent": info.parent,
+        "savedBy": info.saved_by,
+        "rotations": info.rotations,
+        "anchor": info.anchor,
     }
 
 
@@ -142,9 +202,11 @@ def _reference_row(info: ReferenceInfo) -> tuple[str, ...]:
     authority = ["read-only"] if info.policy.read_only else []
     if info.policy.expires_at:
         authority.append(f"until {local_text(info.policy.expires_at)}")
+    authority += words_of(info.policy)
     return (
         str(info.id),
         str(info.parent),
+        info.saved_by or "-",
         info.kind,
         info.volume,
         ", ".join(authority) or "-",

@@ -13,7 +13,7 @@ from capstore.service.server import Served
 from capstore.tools.config.document import BYTES_MAX
 from capstore.tools.config.load import Config, ConfigError, load
 from capstore.tools.console import complain
-from capstore.tools.serving import ServeOptions
+from capstore.tools.serving import ServeOptions, absolute_address
 
 __all__ = ["configured"]
 
@@ -37,7 +37,7 @@ def configured(
     file = file.absolute()
     state = state and state.absolute()
     uri_file = uri_file and uri_file.absolute()
-    listen = [_absolute(text) for text in listen]
+    listen = [absolute_address(text) for text in listen]
     os.chdir(file.parent)
     try:
         config = load(raw, file, state=state, uri_file=uri_file)
@@ -53,13 +53,8 @@ def configured(
         log_level=log_level or config.log_level,
         opener=lambda cache, opening: _open(config, cache, opening),
         shares=config.shares,
+        leaves=config.leaves,
     )
-
-
-def _absolute(address: str) -> str:
-    """An address as it was typed, wherever the process works."""
-    path = address.removeprefix("unix:")
-    return f"unix:{Path(path).absolute()}" if path and path != address else address
 
 
 async def _open(config: Config, cache: Path, opening: AsyncExitStack) -> dict[str, Served]:

@@ -18,16 +18,20 @@ from typing import Final
 
 import typer
 
+from capstore.backers.overlay_spec import leaves as composed_of
+from capstore.backers.spec_text import Spec
 from capstore.schema.errors import Denied, InvalidArgument, StorageError
 from capstore.schema.limits import LABEL_BYTES_MAX
 from capstore.schema.sizes import parse_duration
+from capstore.service.policy import Policy
 from capstore.service.shares import StandingShare
 from capstore.service.uri import split_path
 from capstore.tools.config.document import Document, Problem, Table, hint
 from capstore.tools.config.lines import Path as KeyPath
 from capstore.tools.config.specs import may_write
-from capstore.tools.config.volumes import Leaf, Part, Volumes, within
+from capstore.tools.config.volumes import Leaf, Named, Part, Volumes, within
 from capstore.tools.serving import VOLUME_NAME, parse_address, refuse_own_secrets
+from capstore.tools.terms import TERMS, TermError, read_terms
 
 __all__ = ["LOG_LEVELS", "Config", "ConfigError", "load"]
 
@@ -60,6 +64,21 @@ class Config:
     served: Sequence[str]
     shares: Sequence[StandingShare]
     document: Document
+
+    @property
+    def leaves(self) -> list[Spec]:
+        """What the volumes that are served are made of."""
+        parts: list[Part] = [self.volumes.parts[name] for name in self.served]
+        found: list[Spec] = []
+        while parts:
+            part = parts.pop()
+            if isinstance(part, Named):
+                parts.append(self.volumes.parts[part.name])
+            elif isinstance(part, Leaf):
+                found.extend(composed_of(part.text))
+            else:
+                parts.extend(within(part))
+        return found
 
     def place(self, at: KeyPath) -> str:
         """Where a key stands: the file and the line."""
@@ -184,6 +203,7 @@ def _share(table: Table, served: Sequence[str], volumes: Volumes) -> StandingSha
         path=_path(table),
         read_only=table.get("read-only", bool, False),
         lifetime=_lifetime(table),
+        more=_more(table),
     )
     table.finish()
     part = volumes.parts.get(share.volume)
@@ -235,6 +255,27 @@ def _lifetime(table: Table) -> int:
     if time.time_ns() + lifetime >= 2**63:
         table.problem("expires", "that is too far in the future")
     return lifetime
+
+
+def _more(table: Table) -> Policy:
+    """What else is taken away, under the names of the options of ``capstore share``."""
+    typed: dict[str, str | Sequence[str] | bool | None] = {}
+    for term in TERMS:
+        value = table.value(term.key)
+        if term.key == "hide":
+            typed["hide"] = [text for _, text in table.strings("hide")]
+        elif term.parse is None:
+            typed[term.key] = table.get(term.key, bool, False)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            # A bound may be written as a number, and a size as `share` takes it.
+            typed[term.key] = str(value)
+        else:
+            typed[term.key] = table.get(term.key, str, "") or None
+    try:
+        return read_terms(typed)
+    except TermError as error:
+        table.problem(error.key, error.message)
+        return Policy()
 
 
 def _refuse_repeated(tables: Sequence[Table], served: Sequence[str]) -> None:

@@ -18,12 +18,13 @@ import typer
 from capstore.tools.parameters import block
 
 if TYPE_CHECKING:
-    from capstore.tools.fuzz.running import Report
+    from capstore.tools.fuzz.running import Budget, Report
 
 app = typer.Typer()
 
 _CASE: Final = re.compile(r"([a-z0-9]+):([0-9]{1,30})")
 _SECONDS: Final = 10.0
+_WIRE: Final = "wire"
 _SEEDS_SHOWN: Final = 5
 _PROGRESS_SECONDS: Final = 0.5
 
@@ -34,17 +35,22 @@ _PROGRESS_SECONDS: Final = 0.5
         "capstore fuzz --seconds 60",
         "capstore fuzz tar cpio --runs 100000 --keep faults",
         "capstore fuzz --replay tar:81985529216486895",
+        "capstore fuzz wire --cases 100000",
     )
 )
 def fuzz(
     formats: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FORMAT]...", help="All of them if none is named."),
+        typer.Argument(
+            metavar="[FORMAT]...", help="All of images if none is named; wire is what clients send."
+        ),
     ] = None,
     seconds: Annotated[
         float | None, typer.Option(min=0, help="For each format; 10 if nothing is said.")
     ] = None,
-    runs: Annotated[int | None, typer.Option(min=1, help="Cases of each format.")] = None,
+    runs: Annotated[
+        int | None, typer.Option("--runs", "--cases", min=1, help="Cases of each format.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the first case.")] = None,
     keep: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write images of faults to DIR.")
@@ -57,6 +63,9 @@ def fuzz(
 
     Whatever an image holds, it is shown or refused with a listed error, within bounds of time and
     memory, and no byte is shown that contradicts a checksum.
+
+    wire: damage and forge what clients send, and see what a service makes of it. Whatever is sent,
+    it is answered or the connection is closed; others go on, and nothing is left behind.
     """
     from capstore.tools.fuzz.formats import FORMATS
     from capstore.tools.fuzz.running import Budget, Worker
@@ -69,10 +78,13 @@ def fuzz(
         if not (case := _CASE.fullmatch(replay)):
             raise typer.BadParameter(f'"{replay}" is no case: FORMAT:SEED')
         names, first, budget = [case[1]], int(case[2]), Budget(runs=1)
+    known = (*FORMATS, _WIRE)
     for name in names:
-        if name not in FORMATS:
-            raise typer.BadParameter(f'no format "{name}" (there are: {", ".join(FORMATS)})')
-    print(f"seed {first}")
+        if name not in known:
+            raise typer.BadParameter(f'no format "{name}" (there are: {", ".join(known)})')
+    print(f"seed {first}", flush=True)
+    is_good = _WIRE not in names or _fuzz_wire(first, budget)
+    names = [name for name in names if name != _WIRE]
     reports: list[Report] = []
     with Worker() as worker:
         for name in names:
@@ -80,8 +92,17 @@ def fuzz(
             _print(report)
             _keep(report, keep)
             reports.append(report)
-    if any(report.faults for report in reports):
+    if not is_good or any(report.faults for report in reports):
         raise typer.Exit(1)
+
+
+def _fuzz_wire(seed: int, budget: Budget) -> bool:
+    """Whether a service bears what clients should not send."""
+    from capstore.tools.fuzz import wire
+
+    report = wire.fuzz(seed, budget.runs, budget.seconds)
+    print("\n".join(wire.lines(report)))
+    return not report.faults
 
 
 class _Progress:
