@@ -62,9 +62,7 @@ class Promises:
         return self.make(token[:6], lambda state: state.references.find(token) is not None)
 
     def dead(self, token: str) -> Promise:
-        return self.make(
-            f"no {token[:6]}", lambda state: state.references.find(token) is None
-        )
+        return self.make(f"no {token[:6]}", lambda state: state.references.find(token) is None)
 
     def expiry(self, token: str, ends: int) -> Promise:
         def check(state: StateDirectory) -> bool:
@@ -106,11 +104,11 @@ async def _work(promises: Promises) -> None:
     lasts = promises.expiry(tokens[0], HOUR)
     reference = authority.controlled_by(tokens[0])
     promises.end(lasts)
-    await authority.renew(reference.id, 2 * HOUR)
+    await authority.exchanges.renew(reference.id, 2 * HOUR)
     promises.expiry(tokens[0], 2 * HOUR)
 
     promises.end(held[1])
-    _, rotated = await authority.rotate(authority.controlled_by(tokens[1]).id)
+    _, rotated = await authority.exchanges.rotate(authority.controlled_by(tokens[1]).id)
     promises.token(rotated)
     promises.dead(tokens[1])
 
@@ -123,7 +121,7 @@ async def _work(promises: Promises) -> None:
     promises.dead(below)
 
     promises.end(owned)
-    _, again = await authority.rotate(authority.controlled_by(owner).id)
+    _, again = await authority.exchanges.rotate(authority.controlled_by(owner).id)
     promises.token(again)
     promises.dead(owner)
     epochs = dict(state.references.epochs)
@@ -145,9 +143,7 @@ async def _recorded(folder: Path, monkeypatch: pytest.MonkeyPatch, **flushes: bo
     return promises
 
 
-def _broken(
-    promises: Promises, folder: Path, tally: Counter[str] | None = None
-) -> Iterator[str]:
+def _broken(promises: Promises, folder: Path, tally: Counter[str] | None = None) -> Iterator[str]:
     """What was promised and is not there, or why it does not open, for each state after a crash."""
     tally = Counter() if tally is None else tally
     seen: dict[tuple[tuple[str, bytes], ...], set[str]] = {}
@@ -378,7 +374,7 @@ async def test_no_digest_but_of_what_can_be_restored_is_kept(tmp_path: Path) -> 
     authority, _ = await authority_over(tmp_path)
     token = await authority.save(await owner_of(authority), "x")
     reference = authority.controlled_by(token)
-    _, new = await authority.rotate(reference.id)
+    _, new = await authority.exchanges.rotate(reference.id)
     stored = (tmp_path / "references.json").read_text()
     assert digest_of(new) in stored
     for gone in (digest_of(token), token, new):

@@ -259,7 +259,7 @@ async def test_authority_only_shrinks(chain: list[Policy], now: int) -> None:
         # Once a link refuses, every link below it does.
         for above, below in itertools.pairwise(outcomes):
             assert above is None or below is not None
-        refused = any(policy.read_only and effect is Effect.CHANGE for policy in chain) or any(
+        refused = any(policy.read_only and effect is not Effect.OBSERVE for policy in chain) or any(
             policy.expires_at and now >= policy.expires_at for policy in chain
         )
         assert (outcomes[-1] is not None) == refused

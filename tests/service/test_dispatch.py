@@ -53,6 +53,9 @@ def test_a_broken_capability_fits_wherever_a_capability_is_returned() -> None:
 class Uncounted:
     """A session that counts nothing."""
 
+    number = 0
+    observer = None
+
     def call_begins(self) -> None:
         pass
 

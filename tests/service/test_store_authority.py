@@ -28,13 +28,15 @@ from capstore.schema.errors import (
     StorageError,
 )
 from capstore.schema.limits import KEY_BYTES_MAX
+from capstore.service import quota as quota_module
 from capstore.service.authority import Authority
 from capstore.service.client import connect, open_connection
 from capstore.service.grants import Policy
 from capstore.service.references import ReferenceTable
 from capstore.service.remote import Directory, answer_of
 from capstore.service.remote_store import RemoteNamespace, RemoteStore
-from capstore.service.store_guard import ALL, DROP, GET, GuardedStore, Scope
+from capstore.service.scope import ALL, DROP, GET, Scope
+from capstore.service.store_guard import GuardedStore
 from tests.contract.faults import Delays
 from tests.contract.store_model import ModelStore
 from tests.contract.stores import DelayedStore, contents_of, keys_of, put_in_pieces
@@ -627,14 +629,8 @@ async def test_saving_does_not_multiply_a_quota(tmp_path: Path, model: ModelStor
     assert len(authority.below(1)) == len(tokens) + 1
 
 
-async def test_a_tree_has_no_quota(served: Served) -> None:
-    async with connect(served.unix["m"]) as root:
-        assert isinstance(root, Directory)
-        for policy in (Policy(max_bytes=1), Policy(calls_per_second=1)):
-            assert await refused(root.attenuate(policy)) == Code.UNSUPPORTED
-
-
-async def test_a_rate(tmp_path: Path, model: ModelStore) -> None:
+async def test_a_rate(tmp_path: Path, model: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota_module, "PACE_SECONDS_MAX", 0)
     clock = Clock()
     store = await _owner(await _authority(tmp_path, model, clock))
     await store.put(b"x" * 1000, b"k")

@@ -26,8 +26,8 @@ from capstore.schema.errors import (
     TransportError,
 )
 from capstore.schema.limits import BATCH_CHANGES_MAX, KEY_BYTES_MAX, MIB, TRANSFER_BYTES_MAX
+from capstore.service import scope
 from capstore.service import session as session_module
-from capstore.service import store_guard
 from capstore.service.client import connect, open_connection
 from capstore.service.remote import Directory, answer_of
 from capstore.service.remote_store import RemoteStore
@@ -174,7 +174,7 @@ async def test_pieces_are_taken_in_the_order_they_are_sent(
 async def test_behind_a_piece_that_failed_nothing_is_committed(
     store: RemoteStore, model: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_guard, "OBJECT_BYTES_MAX", 1000)
+    monkeypatch.setattr(scope, "OBJECT_BYTES_MAX", 1000)
     sink = (await store.begin(b"k")).raw
     calls = [sink.write(b"x" * 900), sink.write(b"y" * 200), sink.write(b"z"), sink.commit()]
     assert not (await calls[0])._has("error")

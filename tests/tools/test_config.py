@@ -15,6 +15,7 @@ from capstore.backers import spec as backer_specs
 from capstore.backers.node import Volume
 from capstore.backers.spec import open_backer
 from capstore.schema.errors import Closed, InvalidArgument, NotFound, StorageError
+from capstore.service.policy import Policy
 from capstore.service.shares import StandingShare
 from capstore.tools.config.document import BYTES_MAX, Table, dotted
 from capstore.tools.config.load import Config, ConfigError, load
@@ -83,14 +84,34 @@ def test_what_is_said_is_used() -> None:
         path = "/a/b/"
         read-only = true
         expires = "1.5h"
+        append-only = true
+        max-bytes = "1KiB"
+        max-nodes = 9
+        max-file-bytes = 100
+        calls-per-second = 7
+        bytes-per-second = "1MB"
+        hide = [".git", "*.key"]
+        dry-run = true
+        traced = true
         """
     )
     assert (config.state, config.uri_file) == (Path("s"), Path("u"))
     assert config.listen == ["unix:a", "127.0.0.1:1"]
     assert (config.log_level, config.served) == ("error", ["n"])
+    more = Policy(
+        append_only=True,
+        max_bytes=1024,
+        max_nodes=9,
+        max_file_bytes=100,
+        calls_per_second=7,
+        bytes_per_second=10**6,
+        hidden_names=(".git", "*.key"),
+        dry_run=True,
+        traced=True,
+    )
     assert config.shares == [
         StandingShare("x y", "n"),
-        StandingShare("z", "n", ("a", "b"), read_only=True, lifetime=5400 * 10**9),
+        StandingShare("z", "n", ("a", "b"), read_only=True, lifetime=5400 * 10**9, more=more),
     ]
 
 
@@ -177,6 +198,14 @@ SHARE = BASE + "[[share]]\nlabel = 'x'\nvolume = 'm'\n"
         (SHARE + "expires = 7200", "6: share[0].expires: must be a string, is a number"),
         (SHARE + "expires = ''", '6: share[0].expires: "" is no duration'),
         (SHARE + "expires = '0s'", "6: share[0].expires: it would expire at once"),
+        (SHARE + "hide = ['a/b']", "6: share[0].hide: a pattern is for one name"),
+        (SHARE + "hide = [1]", "6: share[0].hide[0]: must be a string, is a number"),
+        (SHARE + "max-bytes = 'much'", '6: share[0].max-bytes: "much" is no size'),
+        (SHARE + "max-bytes = 0", "6: share[0].max-bytes: 0 bytes would be no bound"),
+        (SHARE + "max-nodes = '1.5'", '6: share[0].max-nodes: "1.5" is no number from 1 on'),
+        (SHARE + "traced = 1", "6: share[0].traced: must be true or false, is a number"),
+        (SHARE + "dry-run = 'x'", "6: share[0].dry-run: must be true or false, is a string"),
+        (SHARE + "max-nodes = true", "6: share[0].max-nodes: must be a string, is true or false"),
         (SHARE + "expires = '999999w'", "6: share[0].expires: that is too far in the future"),
         (
             "volumes.m = 'st1:o'\n[[share]]\nlabel = 'x'\nvolume = 'm'\npath = '/a'",

@@ -53,6 +53,51 @@ def test_a_read_only_share_refuses_every_change(
     assert capstore("mkdir", again, "x").error.startswith("capstore: readOnly: ")
 
 
+def test_everything_that_can_be_taken_away(served: Served, folder: str, tmp_path: Path) -> None:
+    before = ids(served)
+    uri = share(
+        folder,
+        *("--append-only", "--max-bytes", "1KiB", "--max-nodes", "3", "--max-file-bytes", "50"),
+        *("--calls-per-second", "1000", "--bytes-per-second", "1MiB", "--traced"),
+        *("--hide", "fil*", "--hide", ".git"),
+    )
+    rows = json.loads(capstore("shares", "--json", served.at("m")).ok())
+    (row,) = [row for row in rows if row["id"] not in before and not row["anchor"]]
+    assert row["policy"] == {
+        "appendOnly": True,
+        "maxBytes": 1024,
+        "maxNodes": 3,
+        "maxFileBytes": 50,
+        "callsPerSecond": 1000,
+        "bytesPerSecond": 2**20,
+        "hiddenNames": ["fil*", ".git"],
+        "traced": True,
+    }
+    words = (
+        "append-only, at most 1.0 KiB, at most 3 nodes, files up to 50 B, 1000 calls/s, "
+        "1.0 MiB/s, without fil* .git, traced"
+    )
+    assert words in capstore("shares", served.at("m")).ok()
+    assert capstore("ls", uri).ok() == ""
+    capstore("cat", uri, "file").failed("notFound")
+    capstore("mkdir", uri, "made").ok()
+    capstore("rm", "-r", uri, "made").failed("denied")
+    capstore("mkdir", uri, "file").failed("notFound")
+    capstore("rm", "-r", f"{folder}/made").ok()
+    dry = share(folder, "--dry-run")
+    capstore("rm", dry, "file").ok()
+    assert capstore("cat", dry, "file").ok() == "shared"
+    for wrong in (
+        ("--max-bytes", "much"),
+        ("--max-bytes", "0"),
+        ("--max-nodes", "-1"),
+        ("--calls-per-second", "1.5"),
+        ("--hide", "a/b"),
+        ("--hide", "**"),
+    ):
+        assert capstore("share", folder, *wrong).code == 2
+
+
 def test_an_expired_share_is_denied(folder: str) -> None:
     uri = share(folder, "--expires", "2s")
     soon = time.monotonic() + 2.1
@@ -69,21 +114,24 @@ def test_shares_are_listed(served: Served, folder: str) -> None:
     made = json.loads(
         capstore("share", "--json", f"{folder}/file", "--label", label, "--expires", "1h").ok()
     )
-    assert set(made) == {"uri", "label", "readOnly", "expires"}
+    assert set(made) == {"uri", "label", "readOnly", "expires", "policy"}
     capstore("cat", made["uri"]).ok()
     below = share(made["uri"], "--read-only")
     rows = json.loads(capstore("shares", "--json", served.at("m")).ok())
     first, second = [row for row in rows if row["id"] not in before]
     assert set(first) == {
-        *("id", "label", "kind", "volume", "readOnly", "expires", "created", "lastUsed", "parent")
+        *("id", "label", "kind", "volume", "readOnly", "expires", "created", "lastUsed", "parent"),
+        *("policy", "savedBy", "rotations", "anchor"),
     }
     assert (first["label"], first["kind"], first["volume"]) == (label, "file", "m")
     assert first["expires"] == made["expires"]
     assert first["lastUsed"] is not None
     assert (second["readOnly"], second["parent"]) == (True, first["id"])
+    assert (first["savedBy"], second["savedBy"]) == ("owner", label)
     table = capstore("shares", served.at("m")).ok().splitlines()
     assert table[0].split() == [
-        *("ID", "FROM", "KIND", "VOLUME", "AUTHORITY", "CREATED", "LAST", "USED", "LABEL")
+        *("ID", "FROM", "SAVED", "BY", "KIND", "VOLUME"),
+        *("AUTHORITY", "CREATED", "LAST", "USED", "LABEL"),
     ]
     assert any(line.endswith(label) for line in table)
     capstore("shares", folder).failed("invalidArgument")
