@@ -46,7 +46,8 @@ CAPABILITIES_TOTAL_MAX: Final = 65_536
 UNSENT_BYTES_TOTAL_MAX: Final = 256 * MIB
 CALLS_SHARED_MAX: Final = 128
 CALLS_SHARED_MIN: Final = 16
-TURN_CALLS_MAX: Final = 2
+TURN_CALLS_MAX: Final = 8
+TURN_CALLS_HURRIED_MAX: Final = 2
 TURN_CALLS_FRESH_MAX: Final = 16
 TURN_CALLS_ALONE_MAX: Final = 64
 STALL_SECONDS_MAX: Final = 60
@@ -157,6 +158,12 @@ LIMITS: Final = (
     Limit("callsShared", CALLS_SHARED_MAX, "calls", "in flight, split between those that ask"),
     Limit("callsSharedLeast", CALLS_SHARED_MIN, "calls", "in flight that each of them may have"),
     Limit("turnCalls", TURN_CALLS_MAX, "calls", "begun at once of those that have some under way"),
+    Limit(
+        "turnCallsHurried",
+        TURN_CALLS_HURRIED_MAX,
+        "calls",
+        "so, beside clients that ask one by one",
+    ),
     Limit("turnCallsFresh", TURN_CALLS_FRESH_MAX, "calls", "begun at once of those that have none"),
     Limit("turnCallsAlone", TURN_CALLS_ALONE_MAX, "calls", "begun at once where one client asks"),
     Limit("maxStallSeconds", STALL_SECONDS_MAX, "seconds", "without taking an answer that waits"),

@@ -6,7 +6,8 @@ Invariants:
 * In one turn of the loop messages of a bounded cost are passed on to RPC, over all connections:
   those that flood make the others wait for a few such turns, whatever they send.
 * One that has nothing under way is not held up by those that have: there is a bound of its own for
-  the first calls of such.
+  the first calls of such, and while clients are there that ask one by one the turns of the others
+  are short: a call takes several turns, so their length is its time, and long ones are cheaper.
 * Those that wait are served one after the other.
 
 Turns are as in deficit round robin with new flows first (Shreedhar and Varghese 1995; RFC 8290):
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -27,6 +29,7 @@ from capstore.schema.limits import (
     KIB,
     TURN_CALLS_ALONE_MAX,
     TURN_CALLS_FRESH_MAX,
+    TURN_CALLS_HURRIED_MAX,
     TURN_CALLS_MAX,
 )
 
@@ -91,6 +94,9 @@ class Turns:
         self._fresh: deque[Waiting] = deque()
         self._others: deque[Waiting] = deque()
         self._is_coming = False
+        self._is_shared = False
+        self._hurried_until = 0.0
+        self._one_by_one: set[int] = set()
         self._seen: set[int] = set()
         self._seen_before: set[int] = set()
 
@@ -103,10 +109,13 @@ class Turns:
             return
         if inlet.is_fresh:
             if self._spent_on_fresh < _FRESH_BUDGET and not self._fresh:
-                self._spent_on_fresh += self._give(inlet, CALL_COST)
-        elif self._spent < self._budget and not self._others:
-            self._spent += self._give(inlet, self._budget - self._spent)
-        if inlet.is_ready:
+                self._spent_on_fresh += self._give_fresh(inlet, CALL_COST)
+        elif self._spent < (budget := self._budget_now()) and not self._others:
+            self._spent += self._give_other(inlet, budget - self._spent)
+        self._queue(inlet)
+
+    def _queue(self, inlet: Waiting) -> None:
+        if inlet.is_ready and not inlet.is_queued:
             inlet.is_queued = True
             (self._fresh if inlet.is_fresh else self._others).append(inlet)
             self._come()
@@ -114,6 +123,7 @@ class Turns:
     def look(self) -> None:
         """Forgets who has been quiet; to be called about every second."""
         self._seen_before, self._seen = self._seen, set()
+        self._one_by_one.clear()
         self._reckon()
 
     def _give(self, inlet: Waiting, cost_max: int) -> int:
@@ -125,10 +135,28 @@ class Turns:
             self._come()
         return cost
 
+    def _give_fresh(self, inlet: Waiting, cost_max: int) -> int:
+        cost = self._give(inlet, cost_max)
+        if cost and self._is_shared:
+            if inlet.number in self._one_by_one:
+                self._hurried_until = asyncio.get_running_loop().time() + _HURRY_SECONDS
+            self._one_by_one.add(inlet.number)
+        return cost
+
+    def _give_other(self, inlet: Waiting, cost_max: int) -> int:
+        self._one_by_one.discard(inlet.number)
+        return self._give(inlet, cost_max)
+
+    def _budget_now(self) -> int:
+        if self._is_shared and asyncio.get_running_loop().time() < self._hurried_until:
+            return TURN_CALLS_HURRIED_MAX * CALL_COST
+        return self._budget
+
     def _reckon(self) -> None:
         """How many have asked of late decides how much one may have under way, and at once."""
         active = len(self._seen | self._seen_before)
-        if active > 1:
+        self._is_shared = active > 1
+        if self._is_shared:
             self._budget = TURN_CALLS_MAX * CALL_COST
             self.window = max(CALLS_SHARED_MIN, CALLS_SHARED_MAX // active)
         else:
@@ -142,19 +170,26 @@ class Turns:
 
     def _turn(self) -> None:
         self._is_coming = False
-        self._spent_on_fresh = self._serve(self._fresh, _FRESH_BUDGET)
-        self._spent = self._serve(self._others, self._budget)
+        self._spent_on_fresh = self._serve(self._fresh, _FRESH_BUDGET, self._give_fresh)
+        self._spent = self._serve(self._others, self._budget_now(), self._give_other)
         if self._fresh or self._others:
             self._come()
 
-    def _serve(self, queue: deque[Waiting], budget: int) -> int:
+    def _serve(
+        self, queue: deque[Waiting], budget: int, give: Callable[[Waiting, int], int]
+    ) -> int:
         """Gives those that wait their turn; returns what it cost."""
         spent = 0
-        while queue and spent < budget:
+        for _ in range(len(queue)):
+            if spent >= budget:
+                break
             inlet = queue.popleft()
             inlet.is_queued = False
-            spent += self._give(inlet, max(CALL_COST, (budget - spent) // (1 + len(queue))))
+            spent += give(inlet, max(CALL_COST, (budget - spent) // (1 + len(queue))))
+            self._queue(inlet)
         return spent
 
 
+# So long turns are short behind a call of a client that asks one by one.
+_HURRY_SECONDS: Final = 2.0
 _FRESH_BUDGET: Final = TURN_CALLS_FRESH_MAX * CALL_COST

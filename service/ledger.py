@@ -254,19 +254,13 @@ async def open_file(
             for _ in range(_RACES_MAX):
                 file = await _opened(ledger, books, directory, at[1], flags)
                 if file is not None:
-                    return file, await _hold_of_named(ledger, books, file)
+                    # Nobody who is accounted for takes the name away, so it is not the last.
+                    return file, ledger.hold(await file.stat(), books)
         raise Busy("the name comes and goes")
 
     # Where nothing changes there is nothing to be done to its end.
     changes = flags & (OpenFlags.CREATE | OpenFlags.TRUNCATE)
     return await (uninterrupted(run()) if changes else run())
-
-
-async def _hold_of_named(ledger: Ledger, books: Books, file: FileNode) -> Hold:
-    """As `hold_of`, for who holds a name of the file."""
-    stat = await file.stat()
-    # With one name, the one that is held, nobody takes its last one away.
-    return ledger.hold(stat, books) if stat.link_count == 1 else await hold_of(ledger, books, file)
 
 
 async def hold_of(ledger: Ledger, books: Books, file: FileNode) -> Hold:

@@ -17,7 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstore.backers.memory import MemoryVolume
-from capstore.backers.node import Attributes, DirectoryNode, NodeKind, OpenFlags, RenameMode
+from capstore.backers.node import (
+    Attributes,
+    DirectoryNode,
+    Entry,
+    FileNode,
+    NodeKind,
+    OpenFlags,
+    RenameMode,
+)
 from capstore.backers.store import Binding, Condition, Delete, Put
 from capstore.schema.errors import (
     Busy,
@@ -41,18 +49,21 @@ from capstore.schema.limits import (
     HIDDEN_PATTERNS_MAX,
     PACE_SECONDS_MAX,
 )
+from capstore.service.authority import Authority
 from capstore.service.client import connect, open_connection
 from capstore.service.grants import Grant, Policy, ServedVolume
 from capstore.service.guard import GuardedDirectory, GuardedFile
 from capstore.service.hidden import below, hidden_of, shown
 from capstore.service.messages import policy_of, read_policy, write_policy
 from capstore.service.quota import Pace
-from capstore.service.remote import Directory
+from capstore.service.references import ReferenceTable
+from capstore.service.remote import Directory, answer_of
 from capstore.service.remote_store import RemoteStore
 from capstore.service.scope import Scope
 from capstore.service.store_guard import GuardedStore
+from tests.contract.faults import DelayedDirectory, Delays
 from tests.contract.store_model import ModelStore
-from tests.service.authorities import authority_over, owner_of
+from tests.service.authorities import KEY, authority_over, owner_of
 from tests.service.inprocess import serving
 
 pytestmark = pytest.mark.anyio
@@ -468,6 +479,37 @@ async def test_a_directory_with_hidden_entries_is_not_empty() -> None:
         await here.remove("d")
 
 
+class Caseless(DelayedDirectory):
+    """Finds what is there under any spelling, as FAT does."""
+
+    async def lookup(self, name: str) -> Entry:
+        return await super().lookup(name.lower())
+
+    async def open(self, name: str, flags: OpenFlags = OpenFlags.READ) -> FileNode:
+        return await super().open(name.lower(), flags)
+
+    async def sub(self, name: str) -> DirectoryNode:
+        return await super().sub(name.lower())
+
+
+async def test_no_other_spelling_finds_what_is_hidden() -> None:
+    volume, top = await a_tree()
+    here = GuardedDirectory(Caseless(volume.root, Delays()), top.grant).narrowed(
+        Policy(hidden_names=("hidden-*",))
+    )
+    for call in (
+        here.lookup("HIDDEN-a"),
+        here.open("HIDDEN-a"),
+        here.sub("Hidden-d"),
+        here.set_attributes(Attributes(modified=1), "HIDDEN-A"),
+        here.remove("HIDDEN-A"),
+        here.rename("HIDDEN-A", here, "seen"),
+        here.link("HIDDEN-A", here, "seen"),
+    ):
+        assert await code_of(call) is Code.NOT_FOUND
+    await here.open("A")
+
+
 async def test_pages_without_what_is_hidden_are_full() -> None:
     volume = await MemoryVolume.open()
     top = GuardedDirectory(volume.root, Grant(ServedVolume("m", volume), Policy()))
@@ -600,6 +642,38 @@ async def test_a_rate_over_rpc_counts_calls() -> None:
         assert time.monotonic() - begun > 1 / served_calls / 2
 
 
+async def test_nobody_overtakes_who_waits() -> None:
+    now = [0]
+    pace = Pace(10, 0, lambda: now[0])
+    for _ in range(10):
+        await pace.begin()
+    order: list[str] = []
+
+    async def call(name: str) -> None:
+        await pace.begin()
+        order.append(name)
+
+    first = asyncio.ensure_future(call("first"))
+    await asyncio.sleep(0)
+    now[0] += 10**9
+    await asyncio.gather(first, call("second"))
+    assert order == ["first", "second"]
+
+
+async def test_what_would_wait_too_long_is_busy_at_once() -> None:
+    pace = Pace(2, 0)
+    tasks = [asyncio.ensure_future(code_of(pace.begin())) for _ in range(20)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    done = [task.result() for task in tasks if task.done()]
+    assert done.count(None) == 2
+    assert done.count(Code.BUSY) >= 15
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert not pace._waiting
+
+
 def test_a_pace_refills() -> None:
     now = [0]
     pace = Pace(10, 100, lambda: now[0])
@@ -643,6 +717,11 @@ async def test_a_dry_run_remembers_and_changes_nothing() -> None:
             assert await code_of(call) in (Code.CROSS_VOLUME, Code.DENIED)
         await dry.sync()
         assert (await dry.usage()).used_nodes >= (await root.usage()).used_nodes
+        # What is done in earnest shows where the dry run has not changed it.
+        assert await code_of(dry.lookup("later")) is Code.NOT_FOUND
+        await root.mkdir("later")
+        await dry.lookup("later")
+        await root.remove("later")
         # A second one begins with what is there, not with what the first one has.
         other = (await root.attenuate(Policy(dry_run=True))).capability
         assert await picture(other) == before
@@ -741,6 +820,36 @@ async def test_a_dry_run_of_a_store() -> None:
         assert code is Code.NO_SPACE
         assert not await store.has(b"as if")
         assert (dict(model.state.objects), dict(model.state.names)) == before
+
+
+async def test_binding_a_name_in_a_dry_run_notes_nothing(tmp_path: Path) -> None:
+    model = ModelStore()
+    table = ReferenceTable.load(tmp_path / "references.json", KEY)
+    authority = Authority({"s": model}, table, KEY)
+    await authority.ensure_owners()
+    store: Any = await authority.restore(authority.owner_token("s"))
+    token = await authority.save(store, "mine")
+    names = store.narrowed(Policy(dry_run=True)).namespace()
+    reference = await authority.may_bind(names, 0, token)
+    await names.bind(Binding("n", reference=reference))
+    assert await authority.lent(reference, names)
+    known = table.get(reference)
+    assert known is not None
+    assert known.bound == ()
+    with pytest.raises(NotFound):
+        await authority.lent(reference, store.namespace())
+
+
+@pytest.mark.parametrize("bad", ["a/b", "**", "", "\0zz\0x", "\x0061\0x", b"\xff", "x" * 256])
+async def test_a_pattern_from_a_stranger_is_looked_at(bad: str | bytes) -> None:
+    volume, _ = await a_tree()
+    async with serving({"m": volume}) as served, connect(served.unix["m"]) as root:
+        request = root.raw.attenuate_request()
+        request.init("policy").hiddenNames = [bad]
+        assert await code_of(answer_of(request.send())) is Code.INVALID_ARGUMENT
+        request = root.raw.attenuate_request()
+        request.init("policy").hiddenNames = ["x"] * (HIDDEN_PATTERNS_MAX + 1)
+        assert await code_of(answer_of(request.send())) is Code.TOO_LARGE
 
 
 async def test_a_dry_run_stands_under_the_other_policies() -> None:

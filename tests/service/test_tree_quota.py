@@ -83,6 +83,7 @@ async def test_what_each_change_takes_and_gives_back() -> None:
     file = await step(mine.create("f"), 0, 1)
     await step(file.write(0, b"x" * 100), 100, 0)
     await step(file.write(50, b"y" * 50), 0, 0)
+    await step(file.write(500, b""), 0, 0)
     await step(file.write(190, b"y" * 10), 100, 0)
     assert await step(file.append(b"z" * 20), 20, 0) == 200
     await step(file.truncate(300), 80, 0)
