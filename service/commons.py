@@ -180,12 +180,13 @@ class Turns:
     ) -> int:
         """Gives those that wait their turn; returns what it cost."""
         spent = 0
+        share = max(CALL_COST, budget // max(1, len(queue)))
         for _ in range(len(queue)):
             if spent >= budget:
                 break
             inlet = queue.popleft()
             inlet.is_queued = False
-            spent += give(inlet, max(CALL_COST, (budget - spent) // (1 + len(queue))))
+            spent += give(inlet, share)
             self._queue(inlet)
         return spent
 

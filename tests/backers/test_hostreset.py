@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -88,9 +90,16 @@ def test_what_a_path_leads_to_is_reset(tmp_path: Path) -> None:
     assert list(long.iterdir()) == []
 
 
-def test_closed_directories_are_removed_too(tmp_path: Path) -> None:
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder that other users get to, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="capstore-test-") as folder:
+        yield Path(folder)
+
+
+def test_closed_directories_are_removed_too(reachable: Path) -> None:
     """By their owner, who may not look into them."""
-    root = filled(tmp_path, 2)
+    root = filled(reachable, 2)
     root.chmod(0o755)
     os.chmod(root / "d0" / "in", 0)
     os.chmod(root / "d0", 0o500)
@@ -102,17 +111,13 @@ def test_closed_directories_are_removed_too(tmp_path: Path) -> None:
         "reset_directory(sys.argv[1])\n"
     )
     if not os.getuid():
-        tmp_path.chmod(0o755)
-        for folder, _, files in os.walk(tmp_path):
+        for folder, _, files in os.walk(reachable):
             os.chown(folder, 1234, 1234)
             for name in files:
                 os.chown(os.path.join(folder, name), 1234, 1234, follow_symlinks=False)
-        for above in tmp_path.parents:
-            if above.stat().st_mode & 0o5 != 0o5:
-                above.chmod(above.stat().st_mode | 0o5)
     subprocess.run([sys.executable, "-c", script, str(root)], check=True, timeout=30)
     assert list(root.iterdir()) == []
-    assert [one.name for one in tmp_path.iterdir()] == ["root"]
+    assert [one.name for one in reachable.iterdir()] == ["root"]
 
 
 def test_whose_lock_somebody_has_is_busy(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ async def test_few_calls_of_who_floods_come_before_one_of_who_does_not(
 async def test_without_turns_it_would_be_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """That the test above would notice."""
     monkeypatch.setattr(commons, "TURN_CALLS_MAX", 1000)
+    monkeypatch.setattr(commons, "TURN_CALLS_HURRIED_MAX", 1000)
     monkeypatch.setattr(commons, "CALLS_SHARED_MAX", 4000)
     async with serving({"m": await MemoryVolume.open()}) as served:
         taken = await calls_ahead(served, monkeypatch, 1)

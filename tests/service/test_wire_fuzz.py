@@ -63,14 +63,22 @@ def test_a_stream_is_split_into_its_messages() -> None:
 
 
 async def answering(answer: bytes, folder: Path, needles: tuple[bytes, ...]) -> str:
+    writers: list[asyncio.StreamWriter] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         writer.write(answer)
         await reader.read()
         if answer != b"hangs":
             writer.close()
 
     async with await asyncio.start_unix_server(serve, folder / "s"):
-        return await send(str(folder / "s"), [b"x"], needles)
+        try:
+            return await send(str(folder / "s"), [b"x"], needles)
+        finally:
+            for writer in writers:
+                writer.transport.abort()
+            await asyncio.sleep(0)
 
 
 @pytest.mark.anyio
