@@ -91,6 +91,7 @@ async def test_without_turns_it_would_be_many(monkeypatch: pytest.MonkeyPatch) -
         assert taken[len(taken) * 9 // 10] > 80
 
 
+@pytest.mark.long
 async def test_a_client_works_beside_strangers_at_any_rate() -> None:
     """They come and go, say nothing, half of something, or garbage, as fast as they can."""
     async with serving({"m": await MemoryVolume.open()}) as served:
