@@ -91,7 +91,6 @@ async def test_without_turns_it_would_be_many(monkeypatch: pytest.MonkeyPatch) -
         assert taken[len(taken) * 9 // 10] > 80
 
 
-@pytest.mark.long
 async def test_a_client_works_beside_strangers_at_any_rate() -> None:
     """They come and go, say nothing, half of something, or garbage, as fast as they can."""
     async with serving({"m": await MemoryVolume.open()}) as served:
@@ -101,6 +100,8 @@ async def test_a_client_works_beside_strangers_at_any_rate() -> None:
         async def strangers(said: bytes) -> None:
             nonlocal came
             while True:
+                # A refused connection may raise without having waited.
+                await asyncio.sleep(0)
                 with suppress(OSError):
                     _, writer = await asyncio.open_unix_connection(path)
                     came += 1
@@ -112,13 +113,15 @@ async def test_a_client_works_beside_strangers_at_any_rate() -> None:
             assert isinstance(root, Directory)
             garbage = (b"", b"\0" * 7, b"\xff" * 100, b"\0" * 8 + b"\1" * 1000)
             coming = [asyncio.create_task(strangers(said)) for said in garbage * 3]
-            async with asyncio.timeout(20):
-                for _ in range(200):
-                    await root.write_file("f", b"works")
-                    assert (await root.read_file("f"))[0] == b"works"
-            for task in coming:
-                task.cancel()
-            await asyncio.wait(coming)
+            try:
+                async with asyncio.timeout(60):
+                    for _ in range(100):
+                        await root.write_file("f", b"works")
+                        assert (await root.read_file("f"))[0] == b"works"
+            finally:
+                for task in coming:
+                    task.cancel()
+                await asyncio.wait(coming)
         assert came > 50
 
 
