@@ -44,6 +44,7 @@ _PAYLOAD_TABLE: Final = 1
 _NO_FINISH_NEEDED: Final = 1 << 33
 
 _U32: Final = Struct("<I")
+_TABLE: Final = Struct("<II")
 _U64: Final = Struct("<Q")
 # What writers make: one segment, in it the Message at once and its body behind that.  Segments
 # less one, words of the segment, pointer to the Message, discriminant, pointer to the body, first
@@ -81,6 +82,11 @@ class Frame(NamedTuple):
     question: int = 0
     ends: bool = False
 
+    @property
+    def asks(self) -> bool:
+        """Whether it is a question."""
+        return self.kind == CALL or self.kind == BOOTSTRAP
+
 
 Data = bytes | bytearray | memoryview
 
@@ -106,6 +112,10 @@ def frame_at(data: Data, at: int, end: int) -> Frame | None:
 
 def words_of(table: bytes) -> int:
     """How many words a message has behind its segment table, which is all of `table`."""
+    if len(table) == WORD:
+        more, words = _TABLE.unpack(table)
+        if not more:
+            return int(words)
     segments = _U32.unpack_from(table)[0] + 1
     return int(sum(_U32.unpack_from(table, 4 + 4 * index)[0] for index in range(segments)))
 

@@ -126,10 +126,15 @@ class Inlet(asyncio.BufferedProtocol):
     # Turns ---------------------------------------------------------------------------------------
 
     @property
+    def has_waiting(self) -> bool:
+        """Whether anything has arrived that was not passed on."""
+        return bool(self._pending)
+
+    @property
     def is_ready(self) -> bool:
-        """Whether a message could be passed on now."""
+        """Whether a message could be passed on now; never of a connection that is lost."""
         is_wanted = self._is_wanted or self._rpc is None
-        return is_wanted and not self._is_hungry and not self._session.full
+        return bool(self._pending and is_wanted) and not self._is_hungry and not self._session.full
 
     @property
     def is_fresh(self) -> bool:
@@ -166,25 +171,30 @@ class Inlet(asyncio.BufferedProtocol):
             self._rpc.pause_writing()
 
     def _pass_on(self, cost_max: int) -> int:
+        session, pending = self._session, self._pending
         view: memoryview = self._rpc.get_buffer(-1)
-        room, end = len(view), len(self._pending)
+        room, end = len(view), len(pending)
         at = min(self._rest, end, room)
-        rest, cost = self._rest - at, 0
-        while at < room and not rest and cost < cost_max and not self._session.full:
-            frame = frame_at(self._pending, at, end)
-            if frame is None or not self._session.takes(frame):
+        rest, cost, passed = self._rest - at, 0, 0
+        is_full = session.full
+        while at < room and not rest and cost < cost_max and not is_full:
+            frame = frame_at(pending, at, end)
+            if frame is None or not session.takes(frame):
                 self._is_hungry = frame is None
                 break
             step = min(frame.size, end - at, room - at)
             at += step
             rest = frame.size - step
-            cost += self._session.cost_of(frame)
-            self._passed += 1
+            cost += session.cost_of(frame)
+            passed += 1
+            # What asks nothing takes no room.
+            is_full = frame.asks and session.full
         if at:
-            view[:at] = self._pending[:at]
-            del self._pending[:at]
+            view[:at] = pending[:at]
+            del pending[:at]
             self._rest = rest
-            self._is_hungry = self._is_hungry or not self._pending
+            self._passed += passed
+            self._is_hungry = self._is_hungry or not pending
             self._rpc.buffer_updated(at)
         return cost
 

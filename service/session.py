@@ -145,7 +145,7 @@ class Session:
         """
         if self.is_stranger and not self._takes_of_stranger(frame):
             return False
-        if frame.kind == CALL or frame.kind == BOOTSTRAP:
+        if frame.asks:
             totals, size = self._totals, frame.size
             used, own = totals.call_bytes + size, self._questions.open_bytes + size
             if totals.over_share(used, CALL_BYTES_TOTAL_MAX, own):
@@ -330,20 +330,23 @@ class Session:
     @property
     def full(self) -> bool:
         """Whether no further message is to be passed on now."""
-        questions, totals = self._questions, self._totals
+        questions, totals, unsent = self._questions, self._totals, self.unsent_bytes
         calls = max(questions.open, self.calls_in_flight)
         return (
             calls >= CALLS_IN_FLIGHT_MAX
             or calls - self._asking_back >= self._turns.window
-            or max(questions.open_bytes, self.call_bytes) >= CALL_BYTES_MAX
-            or self.unsent_bytes >= UNSENT_BYTES_MAX
+            or questions.open_bytes >= CALL_BYTES_MAX
+            or self.call_bytes >= CALL_BYTES_MAX
+            or unsent >= UNSENT_BYTES_MAX
             or totals.over_share(totals.calls, CALLS_TOTAL_MAX, calls)
-            or totals.over_share(totals.unsent_bytes, UNSENT_BYTES_TOTAL_MAX, self.unsent_bytes)
+            or totals.over_share(totals.unsent_bytes, UNSENT_BYTES_TOTAL_MAX, unsent)
         )
 
     def _reconsider_reading(self) -> None:
-        if self.inlet is not None and not self.full:
-            self.inlet.reconsider()
+        inlet = self.inlet
+        # Mostly nothing waits; whether there is room is dearer to say.
+        if inlet is not None and inlet.has_waiting and not self.full:
+            inlet.reconsider()
 
     # Tickets -----------------------------------------------------------------------------------
 
