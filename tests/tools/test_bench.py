@@ -42,8 +42,8 @@ def run(*arguments: str) -> str:
     return result.output
 
 
-# Image, wf1, st1 and overlay cases have tests of their own.
-@pytest.mark.parametrize("only", ["*-64k", pytest.param("?[!mftv]*", marks=pytest.mark.long)])
+# Image, wf1, st1, overlay and authority cases have tests of their own.
+@pytest.mark.parametrize("only", ["*-64k", pytest.param("?[!mftuv]*", marks=pytest.mark.long)])
 def test_every_case_has_figures_and_ratios(only: str, tmp_path: Path) -> None:
     printed = run("--json", str(tmp_path / "report.json"), "--seed", "7", "--only", only)
 

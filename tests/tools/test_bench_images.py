@@ -25,9 +25,9 @@ from capstore.tools.bench import (
     parameters,
 )
 from capstore.tools.bench.cases import CASES as SERVICE_CASES
-from capstore.tools.bench.cases import Goal, Limit
+from capstore.tools.bench.cases import Goal, Limit, absences
 from capstore.tools.bench.contestants import BenchError
-from capstore.tools.bench.image_cases import CASES, ImageCase, absences
+from capstore.tools.bench.image_cases import CASES, ImageCase
 from capstore.tools.bench.image_corpus import Images, gz_name, path_of
 from capstore.tools.bench.measure import Outcome, Spread
 from capstore.tools.bench.report import document, image_table, tables

@@ -21,10 +21,12 @@ from capstore.tools.bench import (
     overlay_copies,
     overlay_files,
     overlay_names,
-    overlay_slices,
     parameters,
 )
-from capstore.tools.bench.cases import Goal
+from capstore.tools.bench import (
+    slices as in_slices,
+)
+from capstore.tools.bench.cases import Goal, absences, present
 from capstore.tools.bench.contestants import BenchError
 from capstore.tools.bench.overlay_cases import CASES, OverlayCase, SliceCase, TurnCase
 from capstore.tools.bench.overlay_copies import Pair
@@ -38,7 +40,7 @@ from capstore.tools.bench.overlay_site import (
     small_files,
     spec_of,
 )
-from capstore.tools.bench.overlay_slices import Slices, middle
+from capstore.tools.bench.slices import Slices, middle
 
 MIB = 1 << 20
 
@@ -152,10 +154,10 @@ def test_goals_are_those_of_the_design() -> None:
 
 def test_in_memory_nothing_is_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlay_cases, "filesystem_type", lambda path: "tmpfs")
-    absent = overlay_cases.absences(CASES)
+    absent = absences(CASES)
     assert set(absent) == {case.name for case in CASES if isinstance(case, TurnCase)}
     assert "tmpfs" in absent["overlay-copyup-dir"]
-    kept = overlay_cases.present(CASES)
+    kept = present(CASES)
     assert kept == [case for case in CASES if isinstance(case, SliceCase)]
 
 
@@ -188,7 +190,7 @@ def test_slices_are_taken_by_turns_with_the_same_choices(monkeypatch: pytest.Mon
         clock += 100
         readied.append(taken[-1][0] if taken else "")
 
-    monkeypatch.setattr(overlay_slices.time, "perf_counter", lambda: clock)
+    monkeypatch.setattr(in_slices.time, "perf_counter", lambda: clock)
     slices = Slices(
         lambda rng: [rng.random()],
         {"capstore": work("capstore", 2), "upper": work("upper", 1)},
@@ -197,7 +199,7 @@ def test_slices_are_taken_by_turns_with_the_same_choices(monkeypatch: pytest.Mon
     advanced: list[str] = []
     plan = replace(TINY, rounds=3, seconds=200)
     case = case_of("overlay-remove")
-    outcome = asyncio.run(overlay_slices.measured(plan, case, slices, advanced.append))
+    outcome = asyncio.run(in_slices.measured(plan, case, slices, advanced.append))
 
     # What is made ready takes no part, but time.
     assert outcome.figures["capstore"].rounds == [5, 5, 5]

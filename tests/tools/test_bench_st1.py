@@ -22,11 +22,11 @@ from capstore.images.devices import FileDevice
 from capstore.images.st1_engine import St1Engine
 from capstore.images.st1_open import open_st1
 from capstore.tools.bench import command, parameters, st1_cases, st1_rivals, st1_site, st1_ycsb
-from capstore.tools.bench.cases import Ceiling, Floor, Goal, Limit
+from capstore.tools.bench.cases import Ceiling, Floor, Goal, Limit, absences, present
 from capstore.tools.bench.contestants import BenchError
 from capstore.tools.bench.measure import Outcome, Spread
 from capstore.tools.bench.report import document, image_table
-from capstore.tools.bench.st1_cases import CASES, St1Case, present
+from capstore.tools.bench.st1_cases import CASES, St1Case
 from capstore.tools.bench.st1_remote import Remote
 from capstore.tools.bench.st1_rivals import Lmdb, Sqlite, Zodb
 from capstore.tools.bench.st1_site import Site
@@ -222,7 +222,7 @@ def test_who_is_not_installed_takes_no_part(
     assert set(written["absent"]) == {"lmdb", "rpc"}
     assert set(written["cases"][0]["figures"]) == {"capstore", "sqlite", "zodb"}
     # Whom no case asks for is not missed.
-    assert st1_cases.absences([case_of("st1-open")]) == {}
+    assert absences([case_of("st1-open")]) == {}
 
 
 # Contestants -------------------------------------------------------------------------------------

@@ -20,11 +20,11 @@ from capstore.images.wf1 import ROOT
 from capstore.images.wf1_open import open_wf1
 from capstore.schema.errors import NotFound
 from capstore.tools.bench import command, parameters, wf1_cases, wf1_images, wf1_mount
-from capstore.tools.bench.cases import Ceiling, Goal, Limit
+from capstore.tools.bench.cases import Ceiling, Goal, Limit, present
 from capstore.tools.bench.contestants import BenchError
 from capstore.tools.bench.measure import Outcome, Spread
 from capstore.tools.bench.report import document, image_table
-from capstore.tools.bench.wf1_cases import CASES, Wf1Case, present
+from capstore.tools.bench.wf1_cases import CASES, Wf1Case
 from capstore.tools.bench.wf1_files import (
     Capstore,
     Engine,

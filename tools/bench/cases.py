@@ -7,11 +7,14 @@ and refuses a figure for an answer that was short.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from capstore.schema.limits import KIB, MIB
+from capstore.tools.bench import sftp
 from capstore.tools.bench.contestants import Contestant, checked, each
 from capstore.tools.bench.corpus import small_name
 from capstore.tools.bench.parameters import Parameters
@@ -65,7 +68,7 @@ class Floor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class Case(ABC):
     """What every case has; a figure is in units (of `unit`) per second, so more is faster.
 
     Where a batch takes many seconds, `rounds_max` says how often it is run, without warming up.
@@ -83,12 +86,47 @@ class Case:
         """How many rounds are run where `wanted` are asked for."""
         return wanted if self.rounds_max is None else min(wanted, self.rounds_max)
 
+    @abstractmethod
+    def turn_count(self) -> int:
+        """How many contestants have their turn in each round."""
+
+    def absence(self) -> str | None:
+        """Why it cannot be run here, or None if it can."""
+        return None
+
+    def missing(self) -> Mapping[str, str]:
+        """Who of its contestants cannot take part here: why."""
+        return {}
+
+
+C = TypeVar("C", bound=Case)
+
+
+def absences(cases: Sequence[Case]) -> dict[str, str]:
+    """Which of `cases` cannot be run here, and who cannot take part in the others: why."""
+    found = {case.name: reason for case in cases if (reason := case.absence())}
+    for case in present(cases):
+        found.update(case.missing())
+    return found
+
+
+def present(cases: Sequence[C]) -> list[C]:
+    """Those of `cases` that can be run here."""
+    return [case for case in cases if case.absence() is None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceCase(Case):
     """A case for servers and their clients; `run` does a batch and returns how many units."""
 
     run: Callable[[Batch], Awaitable[int]]
+
+    def turn_count(self) -> int:
+        return 3 - len(self.missing())
+
+    def missing(self) -> Mapping[str, str]:
+        reason = sftp.absent()
+        return {sftp.Sftp.name: reason} if reason else {}
 
 
 def _open_and_read(in_flight: Callable[[Parameters], int]) -> Callable[[Batch], Awaitable[int]]:

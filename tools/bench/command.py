@@ -26,7 +26,9 @@ this costs nothing: what measures is imported when it is asked for.
     in process, ``alone`` is who gets and puts beside nothing else; in overlay cases capstore is the
     overlay, ``upper`` and ``lower`` are its layers alone, ``layer`` the lowest one, ``one lower``
     an overlay of fewer layers, ``twice as many`` a layer with all that both have, ``copy`` a plain
-    copy);
+    copy; in authority cases capstore is what is done under policies, over TLS, or beside others on
+    the same service, ``unwrapped`` the same without policies, ``unix`` over a unix socket,
+    ``alone`` without the others);
   * ``ratios``: by contestant other than capstore a spread of capstore's figure over that one's, of
     the same round: more than 1 is faster;
   * ``goal``: null, also where the one to compare with took no part, or what the design asks: of
@@ -34,7 +36,9 @@ this costs nothing: what measures is imported when it is asked for.
     ``milestone_met``; or of capstore alone, ``ms_max``, the milliseconds ``ms`` that one unit took,
     and whether it is ``met``;
   * ``details``: by contestant, where there are any, by name a spread of what else was measured;
-    the name ends in the unit (``peak_mib``, ``p99_ms``);
+    the name ends in the unit (``peak_mib``, ``p99_ms``; ``server_us`` is how long the service had a
+    processor for a call, ``idle_kib`` the memory that each idle connection takes of it,
+    ``p99_ratio`` the 99th percentile over that of the same client alone);
   * ``ceilings``: of which ``measure`` among capstore's details it is asked to be at most ``most``,
     the ``greatest`` of all rounds, and whether that is ``met``;
   * ``floors``: of which other ``contestant`` (capstore in another way) the ratio to ``rival`` is
@@ -48,7 +52,6 @@ from __future__ import annotations
 import json as json_format
 from contextlib import ExitStack
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
@@ -69,6 +72,7 @@ app = typer.Typer()
         "capstore bench --only 'wf1-*'",
         "capstore bench --only 'st1-*'",
         "capstore bench --only 'overlay-*'",
+        "capstore bench --only 'authority-*'",
         "capstore bench --volume memory:",
     )
 )
@@ -93,17 +97,17 @@ def bench(
     Each server has a process of its own, on this machine. The image cases compare with other
     libraries in this process, and the wf1 cases with the local filesystem and SQLite, on the disk
     that temporary files are on; the st1 cases, there too, with SQLite, LMDB and ZODB; the overlay
-    cases with the layers that the overlay is made of. Figures are medians over rounds in which all
-    take turns; ratios compare within a round, and are shown with the least and the greatest.
+    cases with the layers that the overlay is made of; the authority cases what is
+    done under a policy, over TLS or in a crowd with the same done without. Figures are medians over
+    rounds in which all take turns; ratios compare within a round, and are shown with the least and
+    the greatest.
     """
-    from capstore.tools.bench import cases as service_cases
-    from capstore.tools.bench import image_cases, overlay_cases, running, st1_cases, wf1_cases
+    from capstore.tools.bench import running
+    from capstore.tools.bench.kinds import Chosen
 
-    every = (*service_cases.CASES, *image_cases.CASES, *wf1_cases.CASES, *st1_cases.CASES)
-    every += overlay_cases.CASES
-    cases = [case for case in every if fnmatchcase(case.name, only)]
-    if not cases:
-        known = ", ".join(case.name for case in every)
+    chosen = Chosen.of(only)
+    if not chosen.cases:
+        known = ", ".join(case.name for case in Chosen.of("*").cases)
         raise typer.BadParameter(f'no case matches "{only}" (there are: {known})')
     plan = parameters.QUICK if quick else parameters.FULL
     plan = replace(plan, seed=seed, volume=volume, rounds=rounds or plan.rounds)
@@ -114,7 +118,7 @@ def bench(
                 output = stack.enter_context(json.open("w"))
             except OSError as error:
                 raise typer.BadParameter(f"{json}: {error.strerror}") from error
-        document = running.run(plan, cases)
+        document = running.run(plan, chosen)
         if output is not None:
             json_format.dump(document, output, indent=2)
             output.write("\n")

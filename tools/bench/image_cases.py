@@ -6,7 +6,7 @@ round, with the same choices from the seed.  Images are in the page cache, for a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,16 @@ class ImageCase(Case):
     def present(self) -> list[Rival]:
         """The rivals that take part."""
         return [rival for rival in self.rivals if rival.absent() is None]
+
+    def turn_count(self) -> int:
+        return 1 + len(self.present())
+
+    def absence(self) -> str | None:
+        return self.absent()
+
+    def missing(self) -> Mapping[str, str]:
+        found = {rival.name: rival.absent() for rival in self.rivals}
+        return {name: reason for name, reason in found.items() if reason}
 
 
 CASES: tuple[ImageCase, ...] = (
@@ -124,16 +134,6 @@ CASES: tuple[ImageCase, ...] = (
 )
 
 
-def absences(cases: Sequence[ImageCase]) -> dict[str, str]:
-    """Which of `cases` cannot be run, and which rivals of the others take no part: why."""
-    found = {case.name: reason for case in cases if (reason := case.absent())}
-    for case in cases:
-        for rival in case.rivals:
-            if case.name not in found and (reason := rival.absent()):
-                found[rival.name] = reason
-    return found
-
-
 async def run(
     parameters: Parameters,
     cases: Sequence[ImageCase],
@@ -141,7 +141,7 @@ async def run(
     tell: Callable[[str], None],
     advance: Callable[[str], None],
 ) -> list[measure.Outcome]:
-    """Measures those of `cases` that can be run, with images in `folder`.
+    """Measures `cases`, with images in `folder`.
 
     `tell` hears what is being made, `advance` a case's name after each figure.
     Raises `BenchError`.
@@ -149,8 +149,6 @@ async def run(
     images = Images(folder, parameters, tell)
     outcomes = []
     for case in cases:
-        if case.absent() is not None:
-            continue
         with ExitStack() as stack:
             entered = {image_subject.NAME: stack.enter_context(case.subject(images))}
             for rival in case.present():

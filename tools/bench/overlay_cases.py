@@ -19,15 +19,15 @@ from capstore.tools.bench import overlay_copies as copies
 from capstore.tools.bench import overlay_files as files
 from capstore.tools.bench import overlay_names as names
 from capstore.tools.bench import overlay_reads as reads
-from capstore.tools.bench import overlay_slices, turns
+from capstore.tools.bench import turns
 from capstore.tools.bench.cases import Case, Goal
 from capstore.tools.bench.machine import filesystem_type
 from capstore.tools.bench.measure import SUBJECT, Outcome
 from capstore.tools.bench.overlay_copies import COPY, Turn
 from capstore.tools.bench.overlay_names import LAYER, ONE_LOWER, TWICE
 from capstore.tools.bench.overlay_site import LOWER, UPPER, Site
-from capstore.tools.bench.overlay_slices import Slices
 from capstore.tools.bench.parameters import Parameters
+from capstore.tools.bench.slices import Slices, measured
 
 # Goals are of speed; that of what may take so many times as long is its inverse.
 _READS = 1 / 1.15
@@ -42,6 +42,14 @@ class OverlayCase(Case):
 
     contestants: Sequence[str]
     flushes: bool = False
+
+    def turn_count(self) -> int:
+        return len(self.contestants)
+
+    def absence(self) -> str | None:
+        if not self.flushes:
+            return None
+        return turns.in_memory(filesystem_type(Path(tempfile.gettempdir())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,18 +247,6 @@ CASES: tuple[OverlayCase, ...] = (
 )
 
 
-def absences(cases: Sequence[OverlayCase]) -> dict[str, str]:
-    """Which of `cases` cannot be run here: why."""
-    reason = turns.in_memory(filesystem_type(Path(tempfile.gettempdir())))
-    return {case.name: reason for case in cases if case.flushes} if reason else {}
-
-
-def present(cases: Sequence[OverlayCase]) -> list[OverlayCase]:
-    """Those of `cases` that can be run here."""
-    absent = absences(cases)
-    return [case for case in cases if case.name not in absent]
-
-
 def run(
     parameters: Parameters,
     cases: Sequence[OverlayCase],
@@ -277,4 +273,4 @@ def _measured(site: Site, case: OverlayCase, advance: Callable[[str], None]) -> 
 
 async def _in_slices(site: Site, case: SliceCase, advance: Callable[[str], None]) -> Outcome:
     async with case.enter(site) as slices:
-        return await overlay_slices.measured(site.parameters, case, slices, advance)
+        return await measured(site.parameters, case, slices, advance)

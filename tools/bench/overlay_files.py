@@ -27,7 +27,7 @@ from capstore.tools.bench.overlay_site import (
     small_files,
     spec_of,
 )
-from capstore.tools.bench.overlay_slices import Slices
+from capstore.tools.bench.slices import Slices
 
 Enter = Callable[[Site], AbstractAsyncContextManager[Slices[str]]]
 # Does something with a file of this name, of that content.

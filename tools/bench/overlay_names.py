@@ -27,7 +27,7 @@ from capstore.tools.bench.overlay_site import (
     overlay,
     spec_of,
 )
-from capstore.tools.bench.overlay_slices import Slices
+from capstore.tools.bench.slices import Slices
 
 ONE_LOWER, LAYER = "one lower", "layer"
 TWICE = "twice as many"

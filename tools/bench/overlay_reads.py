@@ -32,7 +32,7 @@ from capstore.tools.bench.overlay_site import (
     small_files,
     spec_of,
 )
-from capstore.tools.bench.overlay_slices import Slices
+from capstore.tools.bench.slices import Slices
 
 # What an overlay and its layer show, by the name of who takes part.
 Roots = Mapping[str, DirectoryNode]

@@ -70,6 +70,14 @@ class Parameters:
     overlay_entries: int = 10_000
     overlay_copied_bytes: int = 1024 * MIB
     overlay_renamed_files: int = 10_000
+    authority_slice: int = 192
+    authority_traced_slice: int = 3072
+    authority_large_bytes: int = 16 * MIB
+    authority_connections: int = 1000
+    authority_active: int = 50
+    authority_flood: int = 1000
+    authority_latencies: int = 1000
+    authority_settle_seconds: float = 1.0
 
     @property
     def total_bytes(self) -> int:

@@ -76,8 +76,12 @@ def image_table(outcomes: Sequence[Outcome]) -> Table:
 
 def _detail_rows(outcome: Outcome) -> Iterator[tuple[str, ...]]:
     """A row for what else was measured of each contestant: the greatest of all rounds."""
-    others = [name for name in outcome.details if name != SUBJECT]
     for measure, spread in outcome.details.get(SUBJECT, {}).items():
+        others = [
+            name
+            for name, details in outcome.details.items()
+            if name != SUBJECT and measure in details
+        ]
         verdicts = [
             f"{ceiling['most']:g} {'met' if ceiling['met'] else 'not met'}"
             for ceiling in _ceilings(outcome)

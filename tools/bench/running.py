@@ -5,10 +5,8 @@ Invariants: nothing is printed while a figure is taken but progress, on a termin
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import typer
@@ -16,40 +14,25 @@ from rich.console import Console
 from rich.progress import Progress
 
 from capstore.tools.allocator import keep_freed_memory
-from capstore.tools.bench import (
-    image_cases,
-    machine,
-    measure,
-    overlay_cases,
-    report,
-    sftp,
-    st1_cases,
-    wf1_cases,
-)
-from capstore.tools.bench.cases import Case, ServiceCase
+from capstore.tools.bench import machine, measure, report
+from capstore.tools.bench.cases import Case, absences, present
 from capstore.tools.bench.contestants import BenchError
-from capstore.tools.bench.image_cases import ImageCase
-from capstore.tools.bench.overlay_cases import OverlayCase
+from capstore.tools.bench.kinds import Chosen
 from capstore.tools.bench.parameters import Parameters
-from capstore.tools.bench.st1_cases import St1Case
-from capstore.tools.bench.wf1_cases import Wf1Case
 from capstore.tools.console import complain
 
 # A pipe has no width; this holds the table.
 _PIPE_COLUMNS = 160
 
 
-def run(plan: Parameters, cases: Sequence[Case]) -> dict[str, object]:
-    """Measures `cases`, prints what they came to, and returns the report."""
+def run(plan: Parameters, chosen: Chosen) -> dict[str, object]:
+    """Measures what was chosen, prints what they came to, and returns the report."""
     console = Console()
     if not console.is_terminal:
         console.width = _PIPE_COLUMNS
     facts = machine.facts()
-    chosen = _Chosen.of(cases)
-    absent = image_cases.absences(chosen.images) | wf1_cases.absences(chosen.wf1)
-    absent |= st1_cases.absences(chosen.st1) | overlay_cases.absences(chosen.overlay)
-    if chosen.service and (missing := sftp.absent()):
-        absent[report.SFTP] = missing
+    cases = chosen.cases
+    absent = absences(cases)
     _introduce(console, plan, facts, cases, absent)
     try:
         keep_freed_memory()
@@ -82,50 +65,14 @@ def _introduce(
     console.print()
 
 
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """The cases to be run, by kind."""
-
-    service: Sequence[ServiceCase]
-    images: Sequence[ImageCase]
-    wf1: Sequence[Wf1Case]
-    st1: Sequence[St1Case]
-    overlay: Sequence[OverlayCase]
-
-    @staticmethod
-    def of(cases: Sequence[Case]) -> _Chosen:
-        return _Chosen(
-            [case for case in cases if isinstance(case, ServiceCase)],
-            [case for case in cases if isinstance(case, ImageCase)],
-            [case for case in cases if isinstance(case, Wf1Case)],
-            [case for case in cases if isinstance(case, St1Case)],
-            [case for case in cases if isinstance(case, OverlayCase)],
-        )
-
-    def figures(self, plan: Parameters) -> int:
-        """How many figures will be taken."""
-        turns = 2 if sftp.absent() else 3
-        total = turns * sum(case.rounds(plan.rounds) for case in self.service)
-        for image in self.images:
-            if image.absent() is None:
-                total += (1 + len(image.present())) * image.rounds(plan.rounds)
-        for wf1 in wf1_cases.present(self.wf1):
-            total += len(wf1.contestants) * wf1.rounds(plan.rounds)
-        for st1 in st1_cases.present(self.st1):
-            total += len(st1.present()) * st1.rounds(plan.rounds)
-        for overlay in overlay_cases.present(self.overlay):
-            total += len(overlay.contestants) * overlay.rounds(plan.rounds)
-        return total
-
-
-def _with_progress(plan: Parameters, chosen: _Chosen) -> list[measure.Outcome]:
+def _with_progress(plan: Parameters, chosen: Chosen) -> list[measure.Outcome]:
     console = Console(stderr=True)
+    total = sum(case.turn_count() * case.rounds(plan.rounds) for case in present(chosen.cases))
     with (
         tempfile.TemporaryDirectory(prefix="capstore-bench-") as name,
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
-        folder = Path(name)
-        task = progress.add_task("setting up", total=chosen.figures(plan))
+        task = progress.add_task("setting up", total=total)
 
         def tell(what: str) -> None:
             progress.update(task, description=what)
@@ -133,13 +80,8 @@ def _with_progress(plan: Parameters, chosen: _Chosen) -> list[measure.Outcome]:
         def advance(name: str) -> None:
             progress.update(task, advance=1, description=name)
 
-        async def on_a_loop() -> list[measure.Outcome]:
-            outcomes = await measure.run(plan, chosen.service, advance)
-            return outcomes + await image_cases.run(plan, chosen.images, folder, tell, advance)
-
-        outcomes = asyncio.run(on_a_loop())
-        # Who takes part in these has a loop of its own, or none.
-        outcomes += wf1_cases.run(plan, wf1_cases.present(chosen.wf1), folder, tell, advance)
-        outcomes += st1_cases.run(plan, st1_cases.present(chosen.st1), folder, tell, advance)
-        overlays = overlay_cases.present(chosen.overlay)
-        return outcomes + overlay_cases.run(plan, overlays, folder, tell, advance)
+        return [
+            outcome
+            for kind, cases in chosen.by_kind
+            for outcome in kind.run(plan, present(cases), Path(name), tell, advance)
+        ]

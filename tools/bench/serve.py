@@ -1,4 +1,5 @@
-"""The process of one server: ``python -m capstore.tools.bench.serve KIND CONFIG``.
+"""The process of one server, or of whoever is beside a client of one:
+``python -m capstore.tools.bench.serve KIND CONFIG``.
 
 Invariants: one line of JSON on standard output says that it is ready, and how it is reached; it
 serves until its standard input ends.
@@ -33,6 +34,14 @@ def _serve_of(kind: str) -> Serve:
         from capstore.tools.bench import st1_remote
 
         return st1_remote.serve
+    if kind in ("authority", "idle", "flood"):
+        from capstore.tools.bench import authority_site
+
+        return {
+            "authority": authority_site.serve,
+            "idle": authority_site.idle,
+            "flood": authority_site.flood,
+        }[kind]
     from capstore.tools.bench import sftp
 
     return sftp.serve

@@ -60,29 +60,19 @@ class St1Case(Case):
 
     def present(self) -> Mapping[str, Enter]:
         """Those who can take part here."""
-        missing = _missing()
+        missing = self.missing()
         return {name: enter for name, enter in self.contestants.items() if name not in missing}
 
+    def turn_count(self) -> int:
+        return len(self.present())
 
-def _missing() -> dict[str, str]:
-    """Who cannot take part here: why."""
-    found = {name: why() for name, why in st1_rivals.ABSENT.items()}
-    return {name: reason for name, reason in found.items() if reason}
+    def absence(self) -> str | None:
+        return turns.in_memory(filesystem_type(Path(tempfile.gettempdir())))
 
-
-def absences(cases: Sequence[St1Case]) -> dict[str, str]:
-    """Which of `cases`, and who of their contestants, cannot take part here: why."""
-    reason = turns.in_memory(filesystem_type(Path(tempfile.gettempdir())))
-    if reason:
-        return {case.name: reason for case in cases}
-    wanted = {name for case in cases for name in case.contestants}
-    return {name: reason for name, reason in _missing().items() if name in wanted}
-
-
-def present(cases: Sequence[St1Case]) -> list[St1Case]:
-    """Those of `cases` that can be run here."""
-    absent = absences(cases)
-    return [case for case in cases if case.name not in absent]
+    def missing(self) -> Mapping[str, str]:
+        wanted = [name for name in st1_rivals.ABSENT if name in self.contestants]
+        found = {name: st1_rivals.ABSENT[name]() for name in wanted}
+        return {name: reason for name, reason in found.items() if reason}
 
 
 # Contestants -------------------------------------------------------------------------------------

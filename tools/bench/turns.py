@@ -42,6 +42,11 @@ def measured(
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 taken[name].append(batch(rng, Path(scratch)))
             advance(case.name)
+    return outcome(case, taken)
+
+
+def outcome(case: Case, taken: Mapping[str, Sequence[Taken]]) -> Outcome:
+    """What `case` came to, by contestant and round."""
     return Outcome(
         case,
         {name: Spread([one.units / one.seconds for one in all_]) for name, all_ in taken.items()},

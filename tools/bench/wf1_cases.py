@@ -66,19 +66,11 @@ class Wf1Case(Case):
     contestants: Mapping[str, Enter]
     rounds_max: int | None = 3
 
+    def turn_count(self) -> int:
+        return len(self.contestants)
 
-def absences(cases: Sequence[Wf1Case]) -> dict[str, str]:
-    """Which of `cases` cannot be run here: why."""
-    folder = Path(tempfile.gettempdir())
-    kind = filesystem_type(folder)
-    reason = turns.in_memory(kind)
-    return {case.name: reason for case in cases} if reason else {}
-
-
-def present(cases: Sequence[Wf1Case]) -> list[Wf1Case]:
-    """Those of `cases` that can be run here."""
-    absent = absences(cases)
-    return [case for case in cases if case.name not in absent]
+    def absence(self) -> str | None:
+        return turns.in_memory(filesystem_type(Path(tempfile.gettempdir())))
 
 
 # Workloads on files ----------------------------------------------------------------------------
