@@ -270,8 +270,14 @@ class Union:
     ) -> tuple[_Merged, str, bool]:
         """Some names behind `after` and what the topmost piece has there, up to where all pieces
         have been read; with that place, and whether something may be behind it."""
-        size = min(PAGE_ENTRIES_MAX, max(wanted // max(1, len(stack)) + 1, 16))
-        pages = [await self._ahead(piece, after, size, kept) for piece in stack]
+        pages: list[FoundPage] = []
+        for index, piece in enumerate(stack):
+            # What a piece has not got the others may have to make up for.
+            share = wanted // (len(stack) - index) + 1
+            size = min(PAGE_ENTRIES_MAX, max(share, _PIECE_ENTRIES_MIN))
+            page = await self._ahead(piece, after, size, kept)
+            pages.append(page)
+            wanted -= len(page.found)
         ends = [page.found[-1][0] for page in pages if page.more and page.found]
         # Names come in the order of their bytes, which is that of code points.
         end = min(ends, default=None)
@@ -323,5 +329,8 @@ class _Merged(NamedTuple):
     found: dict[str, Found]
     pieces: dict[str, Piece]
 
+
+# A page of a piece is not worth less.
+_PIECE_ENTRIES_MIN: Final = 16
 
 _name_of: Callable[[tuple[str, Found]], str] = itemgetter(0)
