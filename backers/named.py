@@ -79,7 +79,7 @@ class NamedUpper(NamedChanges, Upper):
         async def work() -> FileNode:
             await self._notes.sweep()
             token = new_token()
-            file = UnnamedFile(self._notes, token, await self._notes.work.create(token))
+            file = UnnamedFile(self._notes, token, await self._notes.making.create(token))
             await self._is_new(file)
             return file
 
@@ -129,9 +129,9 @@ class NamedUpper(NamedChanges, Upper):
         self, directory: DirectoryNode, name: str, like: Stat, mark: Mark
     ) -> DirectoryNode:
         token = new_token()
-        made = await self._notes.work.mkdir(token)
+        made = await self._notes.making.mkdir(token)
         async with AsyncExitStack() as undo:
-            undo.push_async_callback(self._discarded, self._notes.work, token)
+            undo.push_async_callback(self._discarded, self._notes.making, token)
             await self._complete(made, like, mark)
             await self._publish(token, await made.stat(), directory, name, mark._replace(below=0))
             undo.pop_all()
@@ -155,21 +155,21 @@ class NamedUpper(NamedChanges, Upper):
     async def _copy_symlink(
         self, directory: DirectoryNode, name: str, target: str, like: Stat, mark: Mark
     ) -> None:
-        token, work = new_token(), self._notes.work
-        await work.symlink(token, target)
+        token, making = new_token(), self._notes.making
+        await making.symlink(token, target)
         async with AsyncExitStack() as undo:
-            undo.push_async_callback(self._discarded, work, token)
+            undo.push_async_callback(self._discarded, making, token)
             for change in _times(like):
                 with suppress(Unsupported):
-                    await work.set_attributes(change, token)
-            stat = (await work.lookup(token)).stat
+                    await making.set_attributes(change, token)
+            stat = (await making.lookup(token)).stat
             await self._publish(token, stat, directory, name, mark)
             undo.pop_all()
 
     async def _publish(
         self, token: str, stat: Stat, directory: DirectoryNode, name: str, mark: Mark
     ) -> None:
-        """Gives what was made in `work` its place, with what is to be noted of it."""
+        """Gives what was made in `making` its place, with what is to be noted of it."""
         notes = self._notes
         async with AsyncExitStack() as undo:
             await notes.note(stat.node_id, mark.origin)
@@ -178,7 +178,7 @@ class NamedUpper(NamedChanges, Upper):
                 await notes.link(token, stat.node_id, mark)
                 undo.push_async_callback(self._unlinked, mark.origin)
             async with silently(directory):
-                await _rename_to_nothing(notes.work, token, directory, name)
+                await _rename_to_nothing(notes.making, token, directory, name)
             undo.pop_all()
         notes.named(mark.origin)
 

@@ -16,7 +16,7 @@ from capstore.schema.errors import StorageError
 
 
 class UnnamedFile(FileNode):
-    """The file `token` in the layer's `work`; empty once it was named."""
+    """The file `token` in the layer's `making`; empty once it was named."""
 
     def __init__(self, notes: Notes, token: str, inner: FileNode) -> None:
         self.notes = notes
@@ -66,4 +66,4 @@ class UnnamedFile(FileNode):
         token, self.token = self.token, ""
         if token:
             with suppress(StorageError):
-                await discard(self.notes.work, token)
+                await discard(self.notes.making, token)

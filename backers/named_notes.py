@@ -2,7 +2,7 @@
 layers.
 
     .wh..wh.capstore/
-        work/   files and directories in the making, under random names; nobody misses what is left
+        making/ files and directories in the making, under random names; nobody misses what is left
         ids/    NODE-ORIGIN, an empty file for each copy: its node id and its origin, in hex
                 self-NODE, the id of this directory
         links/  ORIGIN-BELOW, a hard link to each node that lower layers show under BELOW names, too
@@ -86,15 +86,15 @@ class Notes:
     """What is noted of nodes of one layer, and where nodes are made."""
 
     def __init__(
-        self, work: DirectoryNode, links: DirectoryNode, ids: DirectoryNode | None
+        self, making: DirectoryNode, links: DirectoryNode, ids: DirectoryNode | None
     ) -> None:
-        self.work = work
+        self.making = making
         self._links = links
         self._ids = ids
         self._origins: dict[int, int] = {}
         self._linked: dict[int, Linked] = {}
         self._of_node: dict[int, int] = {}
-        # Names in `work` of files whose last holder let go of them without closing.
+        # Names in `making` of files whose last holder let go of them without closing.
         self.dropped: deque[str] = deque()
 
     @classmethod
@@ -106,15 +106,15 @@ class Notes:
         root = volume.root
         async with silently(root):
             top = await _directory(root, HIDDEN)
-        work, links = await _directory(top, "work"), await _directory(top, "links")
+        making, links = await _directory(top, "making"), await _directory(top, "links")
         ids: DirectoryNode | None = None
         with suppress(Unsupported):
             await volume.handle_of(root)
             ids = await _directory(top, "ids")
-        notes = cls(work, links, ids)
+        notes = cls(making, links, ids)
         await notes._load_ids()
         await notes._load_links()
-        await notes._undo_work()
+        await notes._undo_making()
         return notes
 
     # Looking -------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class Notes:
     # Links ---------------------------------------------------------------------------------------
 
     async def link(self, name: str, node_id: int, mark: Mark) -> None:
-        """Keeps what is called `name` in `work` for names in lower layers.
+        """Keeps what is called `name` in `making` for names in lower layers.
 
         Where there are no hard links nothing is kept, and each lower name remains a file of its
         own.
@@ -212,7 +212,7 @@ class Notes:
         try:
             # What is called so is none of ours, or is of a copy that was never finished.
             await self.discard(self._links, kept)
-            await self.work.link(name, self._links, kept)
+            await self.making.link(name, self._links, kept)
         except (Unsupported, Denied):
             # Linux has EPERM for a filesystem without hard links.
             return
@@ -296,39 +296,39 @@ class Notes:
         """Removes files that were dropped."""
         while self.dropped:
             with suppress(StorageError):
-                await discard(self.work, self.dropped.popleft())
+                await discard(self.making, self.dropped.popleft())
 
     async def discard(self, directory: DirectoryNode, name: str) -> None:
         """Removes whatever is called `name`; a directory with entries moves here first."""
         try:
             await discard(directory, name)
         except NotEmpty:
-            if directory is not self.work:
+            if directory is not self.making:
                 token = new_token()
-                await directory.rename(name, self.work, token)
+                await directory.rename(name, self.making, token)
                 name = token
             await self._clear(name)
 
     async def _clear(self, name: str) -> None:
-        """Removes a directory in `work` and all below it, however deep that is."""
+        """Removes a directory in `making` and all below it, however deep that is."""
         waiting = [name]
         while waiting:
-            directory = await self.work.sub(waiting[-1])
+            directory = await self.making.sub(waiting[-1])
             deeper = False
             async for entry in entries(directory):
                 try:
                     await discard(directory, entry.name)
                 except NotEmpty:
                     token = new_token()
-                    await directory.rename(entry.name, self.work, token)
+                    await directory.rename(entry.name, self.making, token)
                     waiting.append(token)
                     deeper = True
             if not deeper:
-                await discard(self.work, waiting.pop())
+                await discard(self.making, waiting.pop())
 
-    async def _undo_work(self) -> None:
-        """Empties `work`, with what was noted of nodes that did not get their names."""
-        async for entry in entries(self.work):
+    async def _undo_making(self) -> None:
+        """Empties `making`, with what was noted of nodes that did not get their names."""
+        async for entry in entries(self.making):
             stat = entry.stat
             origin = self._of_node.get(stat.node_id)
             hidden = 1 if origin is None else 2
@@ -338,7 +338,7 @@ class Notes:
                 await self.note(stat.node_id, 0)
             # What somebody has made irremovable is as invisible as all else here.
             with suppress(StorageError):
-                await self.discard(self.work, entry.name)
+                await self.discard(self.making, entry.name)
 
 
 def _id_name(node_id: int, origin: int) -> str:

@@ -71,11 +71,11 @@ class SeenNotes(Notes):
         top = await _sub(volume.root, HIDDEN)
         if top is None:
             return None
-        work, links = await _sub(top, "work"), await _sub(top, "links")
-        if work is None or links is None:
+        making, links = await _sub(top, "making"), await _sub(top, "links")
+        if making is None or links is None:
             # They were being made.
             return None
-        notes = cls(work, links, await _sub(top, "ids"))
+        notes = cls(making, links, await _sub(top, "ids"))
         await notes._see_ids()
         await notes._see_links()
         return notes
@@ -112,7 +112,7 @@ class SeenNotes(Notes):
 
     async def unfinished(self) -> AsyncIterator[Entry]:
         """What is in the making, or was when somebody stopped."""
-        async for entry in entries(self.work):
+        async for entry in entries(self.making):
             yield entry
 
     def stale(self, copies: Collection[int]) -> list[str]:
@@ -155,8 +155,8 @@ async def leftovers(volume: Volume, copies: Collection[int] | None) -> AsyncIter
         return
     async for entry in notes.unfinished():
         message = "it was being made when the overlay stopped"
-        remove = partial(notes.discard, notes.work, entry.name)
-        yield Leftover(f"/{HIDDEN}/work/{entry.name}", message, remove)
+        remove = partial(notes.discard, notes.making, entry.name)
+        yield Leftover(f"/{HIDDEN}/making/{entry.name}", message, remove)
     for name in notes.unsettled:
         message = "a name was being given to it when the overlay stopped"
         yield Leftover(f"/{HIDDEN}/links/{name}", message, _mended_by_opening)

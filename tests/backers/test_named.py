@@ -198,14 +198,14 @@ async def test_names_too_long_for_a_mark_are_read() -> None:
 
 
 @pytest.mark.parametrize("kind", [b"a file", Link("/etc")])
-@pytest.mark.parametrize("name", ["", "work", "ids", "links"])
+@pytest.mark.parametrize("name", ["", "making", "ids", "links"])
 async def test_what_is_no_directory_is_damage(name: str, kind: bytes | Link) -> None:
     volume = await MemoryVolume.open()
     tree: Tree = {HIDDEN: {name: kind}} if name else {HIDDEN: kind}
     await populate(volume.root, tree)
     with pytest.raises(Corrupt, match="no directory"):
         await NamedUpper.open(volume)
-    assert await tree_of(volume.root) == tree or name not in ("", "work")
+    assert await tree_of(volume.root) == tree or name not in ("", "making")
 
 
 async def test_garbage_among_the_notes_is_left_alone() -> None:
@@ -237,21 +237,21 @@ async def test_garbage_among_the_notes_is_left_alone() -> None:
     assert await upper.linked(8) is not None
 
 
-async def test_what_is_left_in_work_goes_however_deep() -> None:
+async def test_what_is_left_in_the_making_goes_however_deep() -> None:
     volume = await MemoryVolume.open()
-    await populate(volume.root, {HIDDEN: {"work": {"f": b"", "l": Link("f")}}})
-    inner = await deeper(volume.root, HIDDEN, "work")
+    await populate(volume.root, {HIDDEN: {"making": {"f": b"", "l": Link("f")}}})
+    inner = await deeper(volume.root, HIDDEN, "making")
     for _ in range(1200):
         await (await inner.create("file")).close()
         inner = await inner.mkdir("d")
     upper = await NamedUpper.open(volume)
-    assert await tree_of(await deeper(upper.root, HIDDEN, "work")) == {}
+    assert await tree_of(await deeper(upper.root, HIDDEN, "making")) == {}
 
 
-async def test_what_cannot_be_removed_from_work_does_no_harm() -> None:
+async def test_what_cannot_be_removed_from_the_making_does_no_harm() -> None:
     volume, power = await MemoryVolume.open(), Power()
     await NamedUpper.open(volume)
-    await populate(await deeper(volume.root, HIDDEN, "work"), {"f": b"", "d": {"e": {}}})
+    await populate(await deeper(volume.root, HIDDEN, "making"), {"f": b"", "d": {"e": {}}})
     power.left = 0
     upper = await NamedUpper.open(WiredVolume(volume, power))
     power.left = None
@@ -266,7 +266,7 @@ async def test_a_directory_goes_with_whatever_hides_in_it() -> None:
     await populate(made, deep)
     await upper.remove(upper.root, "d", cover=True)
     assert await listed(upper, upper.root) == {"d": WHITEOUT}
-    assert await tree_of(await deeper(upper.root, HIDDEN, "work")) == {}
+    assert await tree_of(await deeper(upper.root, HIDDEN, "making")) == {}
     # And a whiteout of a strange kind makes way for a directory that is not opaque.
     await populate(upper.root, {".wh.e": {"f": {"g": b""}}})
     await upper.mkdir(upper.root, "e", opaque=False)
@@ -393,7 +393,7 @@ async def test_without_any_rename_directories_are_copied_in_place() -> None:
     assert (await at.stat()).modified == LIKE.modified
     await upper.remove(upper.root, "d", cover=True)
     assert await listed(upper, upper.root) == {"d": WHITEOUT}
-    assert await names_of(await deeper(upper.root, HIDDEN, "work")) == []
+    assert await names_of(await deeper(upper.root, HIDDEN, "making")) == []
 
 
 async def test_without_exchange_nothing_is_marked() -> None:

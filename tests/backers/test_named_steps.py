@@ -402,7 +402,7 @@ async def _no_leftovers(upper: Upper, *, exact: bool) -> None:
     With `exact` so are ids; but a note of a node that was removed may be left.
     """
     hidden = await upper.root.sub(HIDDEN)
-    assert await names_of(await hidden.sub("work")) == []
+    assert await names_of(await hidden.sub("making")) == []
     ids = await hidden.sub("ids")
     links = (await (await hidden.sub("links")).list()).entries
     for entry in links:

@@ -61,7 +61,7 @@ async def test_a_view_shows_the_overlay(spec: str) -> None:
 async def test_a_view_changes_nothing(spec: str, tmp_path: Path) -> None:
     if "overlay:dir:" in spec:
         # Somebody may be writing it just now.
-        (tmp_path / "upper/.wh..wh.capstore/work/in-the-making").write_text("x")
+        (tmp_path / "upper/.wh..wh.capstore/making/unnamed").write_text("x")
     before = files_of(tmp_path)
     view = await open_to_read(spec)
     assert view.read_only

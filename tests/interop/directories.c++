@@ -8,7 +8,7 @@ using capstore::RenameMode;
 
 void Tour::directories() {
   auto root = directory("m");
-  auto work = named(root.mkdirRequest(), "work").send().getDirectory();
+  auto work = named(root.mkdirRequest(), "desk").send().getDirectory();
   auto other = named(root.mkdirRequest(), "other").send().getDirectory();
   for (auto name : {"one", "two", "three", "\xc3\xbc"}) {
     tell("create", named(work.createRequest(), name));

@@ -85,10 +85,10 @@ def test_the_tour(tour: Path, service: RunningService, way: str) -> None:
             "/place/same": b"content",
             "/shared": None,
             "/shared/made": b"",
-            "/work": None,
-            "/work/one": b"",
-            "/work/pointer": "../anywhere",
-            "/work/ü": b"",
+            "/desk": None,
+            "/desk/one": b"",
+            "/desk/pointer": "../anywhere",
+            "/desk/ü": b"",
         }
     with capstore.open_store(uri(uris, "o")) as objects:
         large = b"".join(bytes([letter]) * 100_000 for letter in range(ord("a"), ord("u")))
