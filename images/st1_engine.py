@@ -457,6 +457,7 @@ class St1Engine(Reading):
         if before is not None:
             replaced, flags = len(before.parts), st1.REPLACES
         if entry is None:
+            self.forget_value(key)
             gone = _GONE._replace(version=self.version)
             writer.add(key, gone, None, flags=flags | st1.REMOVED, replaced=replaced)
             self._count(key, -1, -replaced)

@@ -74,11 +74,18 @@ class Reading:
         return value
 
     def _keep_value(self, stored: bytes, entry: Entry, value: bytes) -> None:
+        self.forget_value(stored)
         full = len(self._values) >= CACHED_VALUES_MAX
         if full or self._values_bytes > CACHED_VALUES_BYTES_MAX:
             self._values, self._values_bytes = {}, 0
         self._values[stored] = entry, value
         self._values_bytes += len(value)
+
+    def forget_value(self, stored: bytes) -> None:
+        """The value under a stored key is not to be kept any longer: nobody can ask for it."""
+        cached = self._values.pop(stored, None)
+        if cached is not None:
+            self._values_bytes -= len(cached[1])
 
     def _where(self, entry: Entry) -> int:
         if entry.parts:

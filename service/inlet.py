@@ -57,6 +57,8 @@ class Inlet(asyncio.BufferedProtocol):
         self._is_paused = False
         self._is_at_end = False
         self._is_lost = False
+        # Whether RPC has come to its end, and nobody takes what still comes.
+        self._is_over = False
         self._passed = 0
         self._passed_at_last_look = -1
         self._unfinished_since = 0.0
@@ -81,7 +83,7 @@ class Inlet(asyncio.BufferedProtocol):
         if self._is_direct:
             self._rest -= nbytes
             self._rpc.buffer_updated(nbytes)
-        else:
+        elif not self._is_over:
             self._pending += self._turns.buffer[:nbytes]
             self._is_hungry = False
             self._turns.ask(self)
@@ -116,7 +118,7 @@ class Inlet(asyncio.BufferedProtocol):
 
     def want(self) -> None:
         """RPC wants to read."""
-        self._is_wanted = True
+        self._is_wanted = not self._is_over
         self.reconsider()
 
     def want_no_more(self) -> None:
@@ -203,7 +205,7 @@ class Inlet(asyncio.BufferedProtocol):
     def _settle(self) -> None:
         """Reads from the socket what there is room for, and nothing else."""
         transport = self._transport
-        if transport is None or self._is_lost:
+        if transport is None or self._is_lost or self._is_over:
             return
         if self._is_at_end:
             if self._is_hungry and not transport.is_closing():
@@ -252,8 +254,23 @@ class Inlet(asyncio.BufferedProtocol):
         finally:
             self._is_served = False
             self._is_wanted = False
+            self._let_go()
             self._finish_if_over()
+
+    def _let_go(self) -> None:
+        """RPC has ended, and so does the connection, when what was answered has left.
+
+        asyncio's TLS forgets a close that comes behind the peer's end, if nobody reads meanwhile.
+        """
+        self._is_over = True
+        self._pending.clear()
+        if self._transport is not None and not self._is_lost:
+            self._transport.close()
+            self._transport.read()
 
     def _finish_if_over(self) -> None:
         if self._is_lost and not self._is_served and not self.gone.done():
             self.gone.set_result(None)
+            # These lead back here: without them what a connection had is freed now, and does not
+            # wait for the collector of garbage; TLS has some 100 KB.
+            self._transport = self._rpc = None

@@ -13,13 +13,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import socket
 import ssl
-import stat
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import capnp
@@ -27,7 +24,7 @@ import capnp
 from capstore.backers.node import Volume
 from capstore.backers.store import ObjectStore
 from capstore.backers.workers import in_worker
-from capstore.schema.errors import Busy, InternalError, InvalidArgument, StorageError, from_os_error
+from capstore.schema.errors import InternalError, StorageError, from_os_error
 from capstore.schema.limits import (
     HANDSHAKE_SECONDS_MAX,
     MESSAGE_BYTES_MAX,
@@ -36,9 +33,10 @@ from capstore.schema.limits import (
 from capstore.service.admission import Admission, peer_of
 from capstore.service.authority import Authority
 from capstore.service.commons import Totals, Turns
+from capstore.service.dispatch import harmless
 from capstore.service.gate import GateServer
 from capstore.service.inlet import Inlet
-from capstore.service.listening import Door, bound_tcp
+from capstore.service.listening import Door, SocketFile, bind_unix, bound_tcp
 from capstore.service.loop import kj_loop_running
 from capstore.service.observing import Observers
 from capstore.service.session import Session, TicketTable
@@ -75,16 +73,19 @@ class Service:
         self._observers = observers
         self._state = state
         self._software = software
-        self._authority = Authority(self._volumes, state.references, state.owner_key)
+        audited = observers is not None and observers.audit is not None
+        self._authority = Authority(
+            self._volumes, state.references, state.owner_key, audited=audited
+        )
         self._tickets: TicketTable = {}
         self._sessions: dict[Session, capnp.TwoPartyServer | None] = {}
         self._numbers = itertools.count(1)
-        self._admission = Admission()
+        self._admission = Admission(self._displaced)
         self._totals = Totals()
         self._turns = Turns()
         self._attending: dict[Session, asyncio.Task[None]] = {}
         self._doors: list[Door] = []
-        self._sockets: list[_SocketFile] = []
+        self._sockets: list[SocketFile] = []
         self._addresses: list[CapabilityURI] = []
         self._ending: list[Session] = []
 
@@ -103,7 +104,7 @@ class Service:
         `InvalidArgument` for a path too long, and what stands for an OSError.
         """
         try:
-            bound, file = await in_worker(lambda: _bind_unix(path))
+            bound, file = await in_worker(lambda: bind_unix(path))
         except OSError as error:
             raise from_os_error(error, f'the socket "{path.name}"') from error
         self._sockets.append(file)
@@ -175,6 +176,11 @@ class Service:
     def _make_room(self) -> None:
         self._admission.make_room()
 
+    def _displaced(self) -> None:
+        if self._observers is not None:
+            with harmless("displaced"):
+                self._observers.displaced()
+
     def _come(self, connection: socket.socket, context: ssl.SSLContext | None) -> None:
         """Lets a connection in, or not."""
         session = Session(
@@ -190,7 +196,8 @@ class Service:
             log.warning("%r is refused: there are too many connections", session)
             connection.close()
             if self._observers is not None:
-                self._observers.refused("connections")
+                with harmless("refused"):
+                    self._observers.refused("connections")
             return
         self._totals.connections = self._admission.count
         self._sessions[session] = None
@@ -213,17 +220,21 @@ class Service:
             )
             is_connected = True
             if self._observers is not None:
-                self._observers.connected(session)
+                with harmless("connected"):
+                    self._observers.connected(session)
             await inlet.gone
         except (OSError, EOFError) as error:
             log.info("%r ended in its handshake: %s", session, error)
+            # asyncio keeps it in a frame of its traceback: a circle, with the buffers of TLS in it.
+            error.with_traceback(None)
         finally:
             self._admission.leaves(session)
             self._totals.connections = self._admission.count
             del self._sessions[session], self._attending[session]
             session.close()
             if is_connected and self._observers is not None:
-                self._observers.disconnected(session)
+                with harmless("disconnected"):
+                    self._observers.disconnected(session)
 
     async def _serve(self, session: Session, stream: capnp.AsyncIoStream) -> None:
         """Serves RPC on a connection to its end."""
@@ -358,60 +369,3 @@ async def _running(
             finally:
                 if observers is not None:
                     await observers.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _SocketFile:
-    """The file of a bound socket: its path, the directory it is in, held open, and its inode."""
-
-    path: Path
-    folder: int
-    inode: int
-
-    def remove(self) -> None:
-        """Removes the file, if it still is the one that was made."""
-        with suppress(OSError):
-            if os.lstat(self.path.name, dir_fd=self.folder).st_ino == self.inode:
-                os.unlink(self.path.name, dir_fd=self.folder)
-        os.close(self.folder)
-
-
-def _bind_unix(path: Path) -> tuple[socket.socket, _SocketFile]:
-    """A bound socket that nobody can connect to yet, and its private file."""
-    path = path.absolute()
-    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES_MAX:
-        raise InvalidArgument(
-            f"the path of a unix socket has at most {_SOCKET_PATH_BYTES_MAX} bytes; this one has "
-            f"{len(os.fsencode(path))}"
-        )
-    _remove_stale(path)
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        bound.bind(str(path))
-        # Until listen() nobody can connect, so nobody does with the mode that umask gave.
-        path.chmod(0o600)
-        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        file = _SocketFile(path, folder, path.lstat().st_ino)
-    except BaseException:
-        bound.close()
-        raise
-    return bound, file
-
-
-_SOCKET_PATH_BYTES_MAX = 107
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise Busy(f'"{path.name}" is there and is no socket')
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return
-    raise Busy(f'another service listens on "{path.name}"')

@@ -99,6 +99,8 @@ class Transport:
         """
         if not self._transport.is_closing():
             self.flush()
+        # Whoever is told of what left may have closed it meanwhile.
+        if not self._transport.is_closing():
             self._transport.close()
 
     def abort(self) -> None:

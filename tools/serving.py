@@ -182,6 +182,18 @@ def _log_to_stderr(level: str) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     logging.getLogger("capstore").setLevel(level.upper())
+    # It warns of each answer that nobody takes any more: that is for peers to cause, and no news.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    sys.unraisablehook = _log_ignored
+
+
+def _log_ignored(ignored: sys.UnraisableHookArgs) -> None:
+    """What Python can raise nowhere, as a line of the log."""
+    if isinstance(ignored.exc_value, UnicodeDecodeError) and isinstance(ignored.object, bytes):
+        # The ssl module, of the name that a ClientHello asks for: anybody may send that.
+        log.info("a handshake asks for a name that is none")
+    else:
+        log.error("ignored in %r", ignored.object, exc_info=ignored.exc_value)
 
 
 def _cancel_at_signal(serving: asyncio.Task[None]) -> None:
@@ -210,7 +222,7 @@ async def _serve(
     secrets = [path for path in own if path is not None]
     for spec in volumes.values():
         refuse_own_secrets(spec, secrets)
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     keep_tls_buffers_small()
     state = await in_worker(lambda: StateDirectory.open(options.state))
     async with AsyncExitStack() as opening:
@@ -233,7 +245,8 @@ async def _serve(
             if (file := options.uri_file) is not None:
                 await in_worker(lambda: replace_file(file, lines.encode()))
             await _confine(options, volumes)
-            _prefer_short_pauses()
+            _tell_what_stays(options, addresses)
+            prefer_short_pauses()
             _announce(lines)
             await asyncio.Event().wait()
 
@@ -259,9 +272,33 @@ async def _confine(options: ServeOptions, volumes: dict[str, str]) -> None:
     if options.sandbox is not Sandbox.OFF:
         await confine(
             _leaves(options, volumes),
-            [options.state, *options.observe.folders],
+            _own_folders(options),
             required=options.sandbox is Sandbox.REQUIRED,
         )
+
+
+def _tell_what_stays(options: ServeOptions, addresses: Sequence[Address]) -> None:
+    """Names the files of sockets that the sandbox keeps the service from removing."""
+    if options.sandbox is Sandbox.OFF:
+        return
+    metrics = options.observe.metrics
+    sockets = [*addresses, *([] if metrics is None else [parse_address(metrics)])]
+    folders = [folder.resolve() for folder in _own_folders(options)]
+    for address in sockets:
+        if not isinstance(address, UnixAddress):
+            continue
+        parent = address.path.absolute().parent.resolve()
+        if not any(parent.is_relative_to(folder) for folder in folders):
+            log.info(
+                "the socket %s stays behind at the stop: the sandbox leaves no right to remove it; "
+                "the next start replaces it",
+                address.path,
+            )
+
+
+def _own_folders(options: ServeOptions) -> list[Path]:
+    """The directories that the service itself makes files in while it runs."""
+    return [options.state, *options.observe.folders]
 
 
 def _leaves(options: ServeOptions, volumes: dict[str, str]) -> list[Spec]:
@@ -278,14 +315,14 @@ def _load_what_comes_later() -> None:
         traceback.format_exception(error)
 
 
-def _prefer_short_pauses() -> None:
+def prefer_short_pauses() -> None:
     """The loop has what it needs sooner than other threads would let it have it."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     # What is there by now stays: collections of garbage need not look at it each time.
     gc.freeze()
 
 
-def _raise_descriptor_limit() -> None:
+def raise_descriptor_limit() -> None:
     """Takes as many descriptors as there may be: each open file of a client is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

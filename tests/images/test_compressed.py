@@ -4,6 +4,7 @@ import random
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -62,6 +63,13 @@ def packed(name: str) -> bytes:
 @cache
 def opened(name: str) -> CompressedDevice:
     return open_compressed(MemoryDevice(packed(name), read_only=True))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgets() -> Iterator[None]:
+    yield
+    packed.cache_clear()
+    opened.cache_clear()
 
 
 def device_of(data: bytes) -> MemoryDevice:

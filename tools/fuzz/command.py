@@ -11,20 +11,21 @@ import secrets
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Protocol
 
 import typer
 
 from capstore.tools.parameters import block
 
 if TYPE_CHECKING:
-    from capstore.tools.fuzz.running import Budget, Report
+    from capstore.tools.fuzz.running import Report
 
 app = typer.Typer()
 
 _CASE: Final = re.compile(r"([a-z0-9]+):([0-9]{1,30})")
 _SECONDS: Final = 10.0
-_WIRE: Final = "wire"
+# Of what clients send, and how many cases take about two minutes on two cores.
+_WAYS: Final = {"wire": 12_000, "tls": 10_000}
 _SEEDS_SHOWN: Final = 5
 _PROGRESS_SECONDS: Final = 0.5
 
@@ -35,18 +36,23 @@ _PROGRESS_SECONDS: Final = 0.5
         "capstore fuzz --seconds 60",
         "capstore fuzz tar cpio --runs 100000 --keep faults",
         "capstore fuzz --replay tar:81985529216486895",
-        "capstore fuzz wire --cases 100000",
+        "capstore fuzz wire tls --cases 100000",
     )
 )
 def fuzz(
     formats: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FORMAT]...", help="All of images if none is named; wire is what clients send."
+            metavar="[FORMAT]...",
+            help="All of images if none is named; wire and tls are what clients send.",
         ),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0, help="For each format; 10 if nothing is said.")
+        float | None,
+        typer.Option(
+            min=0,
+            help="For each format; 10 if nothing is said, two minutes of cases for wire, tls.",
+        ),
     ] = None,
     runs: Annotated[
         int | None, typer.Option("--runs", "--cases", min=1, help="Cases of each format.")
@@ -65,7 +71,8 @@ def fuzz(
     memory, and no byte is shown that contradicts a checksum.
 
     wire: damage and forge what clients send, and see what a service makes of it. Whatever is sent,
-    it is answered or the connection is closed; others go on, and nothing is left behind.
+    it is answered or the connection is closed; others go on, and nothing is left behind. tls: the
+    same through TLS, and TLS itself damaged and forged.
     """
     from capstore.tools.fuzz.formats import FORMATS
     from capstore.tools.fuzz.running import Budget, Worker
@@ -78,13 +85,16 @@ def fuzz(
         if not (case := _CASE.fullmatch(replay)):
             raise typer.BadParameter(f'"{replay}" is no case: FORMAT:SEED')
         names, first, budget = [case[1]], int(case[2]), Budget(runs=1)
-    known = (*FORMATS, _WIRE)
+    known = (*FORMATS, *_WAYS)
     for name in names:
         if name not in known:
             raise typer.BadParameter(f'no format "{name}" (there are: {", ".join(known)})')
     print(f"seed {first}", flush=True)
-    is_good = _WIRE not in names or _fuzz_wire(first, budget)
-    names = [name for name in names if name != _WIRE]
+    is_good = True
+    for way in (name for name in names if name in _WAYS):
+        cases = _WAYS[way] if budget.runs is None and seconds is None else budget.runs
+        is_good &= _fuzz_wire(way, first, cases, seconds)
+    names = [name for name in names if name not in _WAYS]
     reports: list[Report] = []
     with Worker() as worker:
         for name in names:
@@ -96,13 +106,24 @@ def fuzz(
         raise typer.Exit(1)
 
 
-def _fuzz_wire(seed: int, budget: Budget) -> bool:
+def _fuzz_wire(name: str, seed: int, cases: int | None, seconds: float | None) -> bool:
     """Whether a service bears what clients should not send."""
     from capstore.tools.fuzz import wire
 
-    report = wire.fuzz(seed, budget.runs, budget.seconds)
-    print("\n".join(wire.lines(report)))
+    report = wire.fuzz(seed, cases, seconds, _Progress(), wire.WAYS[name])
+    print("\n".join(wire.lines(report)), flush=True)
     return not report.faults
+
+
+class _Cases(Protocol):
+    """What is known of a run so far."""
+
+    name: str
+    faults: dict[str, list[int]]
+
+    @property
+    def cases(self) -> int:
+        """How many there were."""
 
 
 class _Progress:
@@ -111,7 +132,7 @@ class _Progress:
     def __init__(self) -> None:
         self._shown = time.monotonic()
 
-    def __call__(self, report: Report) -> None:
+    def __call__(self, report: _Cases) -> None:
         now = time.monotonic()
         if now - self._shown < _PROGRESS_SECONDS or not sys.stderr.isatty():
             return

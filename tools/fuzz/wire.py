@@ -2,12 +2,13 @@
 
 Invariants:
 
-* A case is good when the service answers it or closes its connection, within `CASE_SECONDS_MAX`,
-  with nothing of itself in the answer: no path, no traceback, no secret.
+* A case passes when the service answers it or closes its connection in time, with nothing of itself
+  in the answer: no path, no traceback, no secret.
 * Beside all cases a client works that does nothing wrong, and notices nothing.
-* Behind all cases the service holds what it held before: descriptors, and, but for
+* Behind all cases the service rests, and holds what it held before: descriptors, and, but for
   `RSS_BYTES_SLACK`, memory.  What it logs of bugs is a fault.
 * A case that ends the process is found by running those that were under way one by one.
+* Cases go one of two ways (`WAYS`): through the unix socket, or through TLS, damaged or not.
 """
 
 from __future__ import annotations
@@ -15,50 +16,57 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from capstore.backers.node import NodeKind
 from capstore.backers.store import ObjectStore
 from capstore.schema.errors import StorageError, TransportError
-from capstore.schema.limits import KIB, MIB
+from capstore.schema.limits import MIB
 from capstore.service.client import connect, open_connection
 from capstore.service.remote import Directory
 from capstore.service.remote_store import RemoteStore
 from capstore.service.uri import CapabilityURI
+from capstore.tools.fuzz import wire_service
 from capstore.tools.fuzz.wire_mutate import case_of
+from capstore.tools.fuzz.wire_send import Broken, Case, Plain, Way
+from capstore.tools.fuzz.wire_service import Service
+from capstore.tools.fuzz.wire_tls import Encrypted
 from capstore.tools.fuzz.wire_tour import Session, recorded
 
-NAME: Final = "wire"
-CASE_SECONDS_MAX: Final = 20.0
+WAYS: Final[dict[str, Way]] = {way.name: way for way in (Plain(), Encrypted())}
 # The least of a service that every client of it needs answered in time.
 QUIET_SECONDS_MAX: Final = 10.0
-RSS_BYTES_SLACK: Final = 24 * MIB
+RSS_BYTES_SLACK: Final = 12 * MIB
 _AT_ONCE: Final = 32
 _BATCH: Final = 250
-_QUIET_SECONDS: Final = 0.02
 _PAUSE_SECONDS: Final = 0.05
-_STOP_SECONDS: Final = 30.0
-_READ_BYTES: Final = 256 * KIB
+_CLEAN_SECONDS: Final = 30.0
+# So long it is looked at whether it rests, so often at most, and what share of the processor it may
+# have: collections of garbage, and looking after its connections once a second.
+_REST_SECONDS: Final = 0.4
+_RESTS: Final = 5
+_REST_SHARE: Final = 0.3
+_FUZZED: Final = ("tree", "objects")
 # What a service may not say of itself; its own folder comes on top.
 _NEEDLES: Final = (b"Traceback", b'File "', b'.py"', b"site-packages", b"service.pem", b"/proc/")
-_BUG: Final = re.compile(r"ERROR|Traceback|[Aa]bort|terminate called|Segmentation|Fatal")
+_BUG: Final = re.compile(
+    r"ERROR|Traceback|[Aa]bort|terminate called|Segmentation|Fatal|Exception ignored|never (?:await"
+    r"|retriev)ed"
+)
 _SEEDS_KEPT: Final = 1000
+_SAID_SHOWN: Final = 4000
 
 
 @dataclass(slots=True)
 class Report:
     """What became of the cases; `faults` gives the seeds of each, `details` its circumstances."""
 
+    name: str = Plain.name
     counts: Counter[str] = field(default_factory=Counter)
     faults: dict[str, list[int]] = field(default_factory=dict)
     details: dict[str, str] = field(default_factory=dict)
@@ -82,141 +90,50 @@ class Report:
         self.details.setdefault(what, detail)
 
 
-class Service:
-    """A process that serves a tree, objects, and a tree for the client beside."""
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A service, what cases are made of, and the tokens they have."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._stderr = (folder / "stderr").open("w+b")
-        self._read = 0
-        volumes = ("tree=memory:", f"objects=st1:{folder}/objects.st1,create", "quiet=memory:")
-        options = ("--state", str(folder / "state"), "--log-level", "error")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "capstore.tools.main", "serve", *volumes, *options],
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-        )
-        self.uris: dict[str, CapabilityURI] = {}
-        assert self._process.stdout is not None  # noqa: S101 - it was asked for
-        for _ in volumes:
-            line = self._process.stdout.readline().decode()
-            name, _, uri = line.strip().partition("\t")
-            self.uris[name] = CapabilityURI.parse(uri)
+    service: Service
+    sessions: list[Session]
 
-    @property
-    def socket(self) -> str:
-        """Where it listens."""
-        return self.uris["tree"].socket or ""
+    @staticmethod
+    async def of(service: Service) -> _Target:
+        tokens = {name: uri.token for name, uri in service.uris.items()}
+        return _Target(service, await recorded(service.socket, tokens))
 
-    def ended(self) -> str | None:
-        """How the process ended; None while it runs."""
-        code = self._process.poll()
-        if code is None:
-            return None
-        return f"the service ended with {signal.Signals(-code).name if code < 0 else code}"
+    async def tokens(self) -> dict[str, str]:
+        """New references to the whole volumes."""
+        return {name: await _token(self.service.uris[name]) for name in _FUZZED}
 
-    def said(self) -> str:
-        """What it wrote on standard error since the last time."""
-        self._stderr.seek(self._read)
-        text = self._stderr.read()
-        self._read += len(text)
-        return text.decode(errors="replace")
+    def case(self, seed: int, tokens: Mapping[str, str]) -> Case:
+        session, frames = case_of(seed, self.sessions)
+        damaged = Session(session.name, session.volume, tuple(frames))
+        token = tokens[session.volume]
+        return Case(seed, session.with_token(token), damaged.with_token(token))
 
-    def rss(self) -> int:
-        """Resident bytes; 0 where the system does not tell."""
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
-                if line.startswith("VmRSS"):
-                    return int(line.split()[1]) * KIB
-        return 0
-
-    def descriptors(self) -> int:
-        """How many are open; 0 where the system does not tell."""
-        try:
-            return len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
-        except OSError:
-            return 0
-
-    def stop(self) -> None:
-        """Ends it."""
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        self._stderr.close()
-
-
-@contextlib.contextmanager
-def _service() -> Iterator[Service]:
-    with tempfile.TemporaryDirectory(prefix="capstore-fuzz-") as folder:
-        service = Service(Path(folder))
-        try:
-            yield service
-        finally:
-            service.stop()
-
-
-class Broken(Exception):
-    """What a case found wrong."""
-
-
-async def send(socket: str, frames: Sequence[bytes], needles: Sequence[bytes]) -> str:
-    """Sends a case and takes what comes back; returns ``answered`` or ``closed``.
-
-    Raises `Broken`.
-    """
-    async with asyncio.timeout(CASE_SECONDS_MAX):
-        reader, writer = await asyncio.open_unix_connection(socket, limit=_READ_BYTES)
-        outcome = "answered"
-        got = bytearray()
-        try:
-            writer.write(b"".join(frames))
-            while True:
-                try:
-                    data = await asyncio.wait_for(reader.read(_READ_BYTES), _QUIET_SECONDS)
-                except TimeoutError:
-                    break
-                if not data:
-                    outcome = "closed"
-                    break
-                got += data
-            if outcome == "answered" and writer.can_write_eof():
-                writer.write_eof()
-                while data := await reader.read(_READ_BYTES):
-                    got += data
-        except (ConnectionError, BrokenPipeError):
-            outcome = "closed"
-        finally:
-            writer.transport.abort()
-    for needle in needles:
-        if needle in got:
-            at = got.index(needle)
-            shown = bytes(got[max(0, at - 100) : at + 100])
-            raise Broken(f"the answer tells of the service: {needle!r}\n{shown!r}")
-    return outcome
+    def needles(self) -> tuple[bytes, ...]:
+        """What is not to be in an answer."""
+        service = self.service
+        secrets = [uri.token.encode() for uri in service.uris.values()]
+        return (*_NEEDLES, str(service.folder).encode(), *secrets)
 
 
 class Run:
     """Cases against one service after another, as long as cases end it."""
 
-    def __init__(self, report: Report, progress: Callable[[Report], None]) -> None:
+    def __init__(self, report: Report, progress: Callable[[Report], None], way: Way) -> None:
         self._report = report
         self._progress = progress
+        self._way = way
         self._begun = time.monotonic()
 
     async def run(self, seed: int, cases: int | None, seconds: float | None) -> None:
         """Runs cases from `seed` on: `cases` of them, or for `seconds`; the lesser of both."""
         at = seed
         while self._has_more(at - seed, cases, seconds):
-            with _service() as service:
-                sessions = await recorded(
-                    service.socket, {name: uri.token for name, uri in service.uris.items()}
-                )
-                at = await self._against(service, sessions, seed, at, cases, seconds)
+            with wire_service.running() as service:
+                at = await self._against(await _Target.of(service), seed, at, cases, seconds)
         self._report.seconds = time.monotonic() - self._begun
 
     def _has_more(self, done: int, cases: int | None, seconds: float | None) -> bool:
@@ -225,117 +142,110 @@ class Run:
         return seconds is None or time.monotonic() - self._begun < seconds
 
     async def _against(
-        self,
-        service: Service,
-        sessions: list[Session],
-        seed: int,
-        at: int,
-        cases: int | None,
-        seconds: float | None,
+        self, target: _Target, seed: int, at: int, cases: int | None, seconds: float | None
     ) -> int:
         """Runs cases from `at` on; returns the one behind the last."""
-        report = self._report
+        report, service = self._report, target.service
         # What is made once is made by now.
-        await self._batch(service, sessions, range(-_BATCH, 0), counted=False)
+        await self._batch(target, range(-_BATCH, 0), counted=False)
+        if at == seed:
+            self._begun = time.monotonic()
         before = (service.rss(), service.descriptors())
         while self._has_more(at - seed, cases, seconds):
             size = _BATCH if cases is None else min(_BATCH, cases - (at - seed))
             batch = range(at, at + size)
             at += size
-            await self._batch(service, sessions, batch)
+            await self._batch(target, batch)
             report.seconds = time.monotonic() - self._begun
             self._progress(report)
             ended = service.ended()
             if ended is not None:
-                report.fault(ended, batch[0], service.said()[-4000:])
+                report.fault(ended, batch[0], service.said()[-_SAID_SHOWN:])
                 await self._find(batch, ended)
                 return at
             self._look_at_log(service, batch)
+        await self._look_at_rest(service, before, seed)
+        return at
+
+    async def _look_at_rest(self, service: Service, before: tuple[int, int], seed: int) -> None:
+        """What is left behind the cases."""
+        report = self._report
         rss, descriptors = await _settled(service, before)
         report.rss, report.descriptors = (before[0], rss), (before[1], descriptors)
         if descriptors > before[1]:
             report.fault("descriptors are left open", seed, f"{before[1]}, then {descriptors}")
         if rss > before[0] + RSS_BYTES_SLACK:
             report.fault("memory is left taken", seed, f"{before[0]} bytes, then {rss}")
-        return at
+        if not await _rests(service):
+            report.fault("the service does not come to rest", seed)
 
     def _look_at_log(self, service: Service, batch: range) -> None:
         said = service.said()
-        if _BUG.search(said):
+        if bug := _BUG.search(said):
+            said = said[said.rfind("\n", 0, bug.start()) + 1 :]
             lines = [line for line in said.splitlines() if line.strip()]
             errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
             what = (errors or lines)[0][:100]
-            self._report.fault(f"a bug: {what}", batch[0], said[:4000])
+            self._report.fault(f"a bug: {what}", batch[0], said[:_SAID_SHOWN])
 
-    async def _batch(
-        self, service: Service, sessions: list[Session], batch: range, *, counted: bool = True
-    ) -> None:
-        secrets = [uri.token.encode() for uri in service.uris.values()]
-        needles = (*_NEEDLES, str(service.folder).encode(), *secrets)
-        async with _beside(service, self._report, batch[0]):
+    async def _batch(self, target: _Target, batch: range, *, counted: bool = True) -> None:
+        service, needles = target.service, target.needles()
+        async with _beside(service, self._way, self._report, batch[0]):
             try:
-                tokens = {name: await _token(service.uris[name]) for name in ("tree", "objects")}
+                tokens = await target.tokens()
             except (StorageError, TransportError) as error:
                 self._report.fault("the owner is refused", batch[0], str(error))
                 return
             places = asyncio.Semaphore(_AT_ONCE)
 
             async def one(seed: int) -> None:
-                session, frames = case_of(seed, sessions)
-                token = tokens[session.volume]
-                sent = Session(session.name, session.volume, tuple(frames)).with_token(token)
+                case = target.case(seed, tokens)
                 async with places:
-                    outcome = await self._outcome(service, seed, sent, needles)
+                    outcome = await self._outcome(service, case, needles)
                 if counted:
                     self._report.counts[outcome] += 1
-                    self._report.messages += len(frames)
+                    self._report.messages += len(case.damaged)
 
             await asyncio.gather(*map(one, batch))
             if service.ended() is None:
                 try:
-                    async with asyncio.timeout(_STOP_SECONDS):
+                    async with asyncio.timeout(_CLEAN_SECONDS):
                         await _clean(service)
                 except (StorageError, TransportError, TimeoutError) as error:
                     self._report.fault("the owner cannot clean up", batch[0], repr(error))
 
-    async def _outcome(
-        self, service: Service, seed: int, frames: Sequence[bytes], needles: Sequence[bytes]
-    ) -> str:
+    async def _outcome(self, service: Service, case: Case, needles: Sequence[bytes]) -> str:
         try:
-            return await send(service.socket, frames, needles)
+            return await self._way.send(service, case, needles)
         except Broken as broken:
             what, _, detail = str(broken).partition("\n")
-            self._report.fault(what, seed, detail)
+            self._report.fault(what, case.seed, detail)
         except TimeoutError:
-            self._report.fault("no end of the connection", seed)
+            self._report.fault("no end of the connection", case.seed)
         except OSError as error:
             if service.ended() is None:
-                self._report.fault(f"no connection: {type(error).__name__}", seed)
+                self._report.fault(f"no connection: {type(error).__name__}", case.seed)
         return "failed"
 
     async def _find(self, batch: range, ended: str) -> None:
         """Which case of the batch ends a service."""
-        with _service() as service:
-            sessions = await recorded(
-                service.socket, {name: uri.token for name, uri in service.uris.items()}
-            )
-            tokens = {name: await _token(service.uris[name]) for name in ("tree", "objects")}
+        with wire_service.running() as service:
+            target = await _Target.of(service)
+            tokens = await target.tokens()
             for seed in batch:
-                session, frames = case_of(seed, sessions)
-                sent = Session(session.name, session.volume, tuple(frames))
-                await self._outcome(service, seed, sent.with_token(tokens[session.volume]), ())
+                await self._outcome(service, target.case(seed, tokens), ())
                 if service.ended() is not None:
-                    self._report.fault(f"{ended}: found", seed, service.said()[-4000:])
+                    self._report.fault(f"{ended}: found", seed, service.said()[-_SAID_SHOWN:])
                     return
 
 
 @asynccontextmanager
-async def _beside(service: Service, report: Report, seed: int) -> AsyncIterator[None]:
-    """While inside, a client works that does nothing wrong."""
+async def _beside(service: Service, way: Way, report: Report, seed: int) -> AsyncIterator[None]:
+    """While inside, a client works that does nothing wrong, and goes the way of the cases."""
 
     async def work() -> None:
         try:
-            async with connect(service.uris["quiet"]) as root:
+            async with connect(way.uris(service)["quiet"]) as root:
                 while True:
                     async with asyncio.timeout(QUIET_SECONDS_MAX):
                         await _turn(root)
@@ -371,7 +281,7 @@ async def _token(uri: CapabilityURI) -> str:
 
 async def _clean(service: Service) -> None:
     """Removes what cases made: nodes, objects, names, references."""
-    for name in ("tree", "objects"):
+    for name in _FUZZED:
         uri = service.uris[name]
         async with open_connection(uri) as connection:
             control = await connection.reference(uri.token)
@@ -415,22 +325,34 @@ async def _settled(service: Service, before: tuple[int, int]) -> tuple[int, int]
     return now
 
 
+async def _rests(service: Service) -> bool:
+    """Whether it uses the processor no more when nobody asks it for anything."""
+    for _ in range(_RESTS):
+        before = service.processor_seconds()
+        await asyncio.sleep(_REST_SECONDS)
+        if service.processor_seconds() - before < _REST_SHARE * _REST_SECONDS:
+            return True
+    return False
+
+
 def fuzz(
     seed: int,
     cases: int | None,
     seconds: float | None,
     progress: Callable[[Report], None] = lambda _: None,
+    way: Way = WAYS[Plain.name],
 ) -> Report:
     """Runs cases from `seed` on, and says what became of them."""
-    report = Report()
-    asyncio.run(Run(report, progress).run(seed, cases, seconds))
+    report = Report(way.name)
+    asyncio.run(Run(report, progress, way).run(seed, cases, seconds))
     return report
 
 
 def lines(report: Report) -> list[str]:
     """What is printed of a report."""
     shown = [
-        f"{NAME}: {report.cases} cases, {report.messages} messages in {report.seconds:.1f} s",
+        f"{report.name}: {report.cases} cases in {report.seconds:.1f} s",
+        f"  {report.messages:8}  messages",
         *(f"  {count:8}  {outcome}" for outcome, count in sorted(report.counts.items())),
         f"  {report.quiet_calls:8}  turns of the client beside",
         f"  resident    {report.rss[0] / MIB:.0f} MiB, then {report.rss[1] / MIB:.0f} MiB",
@@ -438,6 +360,6 @@ def lines(report: Report) -> list[str]:
     ]
     for what, seeds in report.faults.items():
         shown.append(f"  FAULT     {what} ({len(seeds)} cases)")
-        shown += [f"            --replay {NAME}:{seed}" for seed in seeds[:5]]
+        shown += [f"            --replay {report.name}:{seed}" for seed in seeds[:5]]
         shown += [f"      {line}" for line in report.details[what].splitlines()]
     return shown

@@ -110,6 +110,11 @@ def _content(tour: _Tour) -> None:
     tour.ask(root, "remove", name="c")
 
 
+class _Watcher(wire.Watcher.Server):  # type: ignore[misc]
+    async def changed_context(self, context: Any) -> None:
+        """Hears nothing."""
+
+
 def _authority(tour: _Tour) -> None:
     root = tour.restored(wire.Directory)
     policy = {"readOnly": True, "revocable": True, "expiresAt": 1 << 62, "fieldsKnown": 8}
@@ -130,6 +135,10 @@ def _authority(tour: _Tour) -> None:
     tour.ask(control, "list", limit=2)
     tour.ask(control, "revoke", id=1 << 40)
     tour.ask(root, "watch")
+    watch = tour.ask(root, "watch", watcher=_Watcher()).watch
+    tour.ask(root, "mkdir", name="watched")
+    tour.ask(root, "remove", name="watched")
+    tour.ask(watch, "close")
 
 
 def _objects(tour: _Tour) -> None:
