@@ -6,10 +6,12 @@ Invariants:
 * Strangers make room for those that come after them, the oldest first, of the peer that has most of
   them: so a flood of strangers displaces itself, and neither other peers nor who shows a token.
 * A connection that was told to make room counts no more.
+* An IPv6 peer is its network of 64 bits: whoever has one address there has them all.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import struct
 from collections.abc import Callable
@@ -22,6 +24,8 @@ Peer = int | str
 
 # struct ucred: process, user, group.
 _CREDENTIALS = struct.Struct("3i")
+# What is given to one host, or to one network that it may take every address of (RFC 4291, 2.5.1).
+_IPV6_NETWORK_BITS = 64
 
 
 class Guest(Protocol):
@@ -40,13 +44,25 @@ def peer_of(connection: socket.socket) -> Peer:
             socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
         )
         return int(_CREDENTIALS.unpack(credentials)[1])
-    return str(connection.getpeername()[0])
+    return _network_of(connection.getpeername()[0])
+
+
+def _network_of(host: str) -> str:
+    """Which peer an address belongs to."""
+    address = ipaddress.ip_address(host)
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address), _IPV6_NETWORK_BITS), strict=False))
 
 
 class Admission:
-    """The connections of a service, by peer."""
+    """The connections of a service, by peer; `on_displaced` is told of each that was closed to make
+    room for another."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_displaced: Callable[[], None]) -> None:
+        self._on_displaced = on_displaced
         self._guests: dict[Guest, Peer] = {}
         self._of_peer: dict[Peer, int] = {}
         # Strangers, oldest first.
@@ -88,6 +104,7 @@ class Admission:
             return False
         self.leaves(guest)
         guest.make_room()
+        self._on_displaced()
         return True
 
     def leaves(self, guest: Guest) -> None:

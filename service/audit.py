@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import errno
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -258,6 +259,15 @@ class Audit:
         elif self._timer is None:
             self._begin_soon()
 
+    def lose(self) -> None:
+        """Counts a line that could not be made; as one that could not be written."""
+        self.lost += 1
+        self._failing = True
+        self.holds_back |= self._required
+        # What can be written again says how many were lost.
+        self._is_reopening = True
+        self._begin_soon()
+
     # Writing -------------------------------------------------------------------------------------
 
     def reopen(self) -> None:
@@ -297,6 +307,9 @@ class Audit:
                     written, error = await in_worker(
                         lambda: self._write(batch, lost, reopening)  # noqa: B023 - awaited here
                     )
+                except Exception:
+                    log.exception("a bug in the audit")
+                    written, error = -1 if lost else 0, OSError(errno.EIO, "a bug")
                 finally:
                     self._being_written = 0
                 self._wrote(len(batch), written, lost, error)

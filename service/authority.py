@@ -6,6 +6,7 @@ Invariants:
   reference it was saved from; revoking anything above ends it, live and saved.
 * One reference has one live grant, however often it is restored.
 * A wrong, truncated, revoked and expired token are told apart by nothing.
+* What is traced is not had from a service that records nothing; it can still be ended.
 * What a policy counts (a quota, a rate) is used up once, however often what is under it is saved:
   see `_anchor`.
 * No reference lives longer than the one it was saved from; only who holds that one, or one above,
@@ -59,9 +60,12 @@ class Authority:
         table: ReferenceTable,
         owner_key: bytes,
         *,
+        audited: bool = False,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._volumes = {name: ServedVolume(name, volume) for name, volume in volumes.items()}
+        self._volumes = {
+            name: ServedVolume(name, volume, audited) for name, volume in volumes.items()
+        }
         self._table = table
         self._clock = clock
         self._grants: dict[int, Grant] = {}
@@ -120,6 +124,11 @@ class Authority:
     def standing(self) -> list[Reference]:
         """The standing shares of all volumes, also of those that are not served now."""
         return [each for each in self._table if self._tokens.stands(each)]
+
+    def check_traced(self, share: StandingShare) -> None:
+        """Raises `Unsupported` for a share that would be traced, where nothing is."""
+        if share.more.traced:
+            self._volumes[share.volume].check_audited()
 
     async def add_standing(self, share: StandingShare, kind: str, handle: bytes) -> Reference:
         """Makes a standing share of the node that `handle` names.  Raises as
@@ -247,8 +256,8 @@ class Authority:
     async def restore(self, token: str) -> Guarded:
         """The node saved under `token`, with its authority.
 
-        Raises `Denied`, always the same, for a token that gives nothing, and `NotFound` when the
-        node is gone.
+        Raises `Denied`, always the same, for a token that gives nothing, `NotFound` when the node
+        is gone, and `Unsupported` for what is traced, where nothing is.
         """
         reference = self._valid(token)
         return await self._restored(reference, self.grant_of(reference))
@@ -256,15 +265,16 @@ class Authority:
     async def _restored(self, reference: Reference, grant: Grant) -> Guarded:
         """What `reference` stands for, under `grant`."""
         volume = grant.served.volume
+        grant.check_traced()
         # A dry run that was saved begins anew.
         grant = grant.restarted()
         if isinstance(volume, ObjectStore):
-            store = DryStore(volume, grant.served) if grant.dry_run else volume
+            store = DryStore(volume, grant) if grant.dry_run else volume
             guarded = await _part_of(store, reference, grant)
         else:
             node = await _node_of(reference, volume)
             if grant.dry_run:
-                node = await dry_node(node, grant.served)
+                node = await dry_node(node, grant)
             guarded = _guarded(node, reference, grant)
         grant.check(Effect.OBSERVE)
         self._table.touch(reference.id, self._clock())
@@ -341,7 +351,8 @@ class Authority:
     async def lent(self, reference_id: int, names: GuardedNamespace) -> Guarded:
         """What a name in `names` stands for, with the authority of both.
 
-        Raises `NotFound` for a reference that has ended, or was never bound in this store.
+        Raises `NotFound` for a reference that has ended, or was never bound in this store, and
+        `Unsupported` as `restore`.
         """
         reference = self._table.get(reference_id)
         ended = NotFound("what the name stood for has ended")

@@ -9,6 +9,8 @@ Invariants:
 * A session counts every call under way, for as long as it is.
 * Every call of every server passes `answers`, and nowhere else is one observed: whoever observes
   (`Observer`) is told of each that began exactly once, however it ended.
+* Who looks on changes no answer: what fails there goes to the log, and the call goes on.  But one
+  that is to be held back, and cannot be asked, has not begun, and is `internal`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -133,13 +136,40 @@ class Server(Answering):
         self.guarded = guarded
         session.capability_made()
         if session.observer is not None:
-            session.observer.made(self)
+            try:
+                session.observer.made(self)
+            except Exception as error:  # noqa: BLE001 - as `harmless`, for less
+                _log_fault("made", error)
 
     def __del__(self) -> None:
         session = self.session
         session.capability_dropped()
         if session.observer is not None:
-            session.observer.dropped(self)
+            try:
+                session.observer.dropped(self)
+            except Exception as error:  # noqa: BLE001 - as `harmless`, for less
+                _log_fault("dropped", error)
+
+
+@contextmanager
+def harmless(hook: str) -> Iterator[None]:
+    """Around what tells an observer something: what goes wrong there goes to the log."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - a bug, whichever it is
+        _log_fault(hook, error)
+
+
+def _log_fault(hook: str, error: Exception) -> None:
+    """A line each time, and where it was the first time: a peer may cause it as often as it
+    likes."""
+    kind = hook, type(error).__name__
+    log.error("a bug in who looks on (%s): %s", *kind, exc_info=kind not in _faults and error)
+    _faults.add(kind)
+
+
+# What has gone wrong so far, at which hook.
+_faults: Final[set[tuple[str, str]]] = set()
 
 
 S = TypeVar("S", bound=Answering)
@@ -176,8 +206,8 @@ def answering(
             except StorageError as error:
                 code = error.code.value
                 fail(context.results, error, session, self.grant)
-            if observer is not None and observer.wants_node(self, named, code):
-                await observer.find_node(self)
+            if observer is not None and _wants_node(observer, self, named, code):
+                await _find_node(observer, self)
         except capnp.KjException as error:
             code = _fail_of_message(error, named, context.results, session, self.grant)
         except Exception:
@@ -189,10 +219,28 @@ def answering(
             session.call_ends()
             if observer is not None:
                 took = time.perf_counter_ns() - begun
-                observer.called(self, named, context, code, told, took)
+                try:
+                    observer.called(self, named, context, code, told, took)
+                except Exception as error:  # noqa: BLE001 - as `harmless`, for less
+                    _log_fault("called", error)
         session.answer_queued(_size_of(context.results))
 
     return answer
+
+
+def _wants_node(observer: Observer, server: Answering, method: Method, code: str) -> bool:
+    try:
+        return observer.wants_node(server, method, code)
+    except Exception as error:  # noqa: BLE001 - as `harmless`, for less
+        _log_fault("wants_node", error)
+        return False
+
+
+async def _find_node(observer: Observer, server: Answering) -> None:
+    try:
+        await observer.find_node(server)
+    except Exception as error:  # noqa: BLE001 - as `harmless`, for less
+        _log_fault("find_node", error)
 
 
 # Where Cap'n Proto finds that a message contradicts itself or its schema.

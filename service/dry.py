@@ -6,6 +6,7 @@ Invariants:
   layer is only read, and a file is its blocks that were changed.
 * A dry run remembers at most `DRY_BYTES_MAX` and `DRY_NODES_MAX` (`NoSpace`, `TooLarge`), and there
   are at most `DRY_RUNS_MAX` at a time of one volume (`Busy`).
+* No saved reference, with all below it, has more of them than it leaves to others (`begin_run`).
 * It lives as long as somebody has a node of it.  What is saved is the node below (`real_node`).
 * What is below may change meanwhile; what was not changed in the dry run shows that.
 
@@ -16,6 +17,7 @@ names that it cannot hold) shows only when it is done.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -44,7 +46,7 @@ from capstore.schema.errors import Busy, Closed, InvalidArgument, NoSpace, NotFo
 from capstore.schema.limits import DRY_BYTES_MAX, DRY_NODES_MAX, DRY_RUNS_MAX
 
 if TYPE_CHECKING:
-    from capstore.service.grants import ServedVolume
+    from capstore.service.grants import Grant
 
 __all__ = ["begin_run", "dry_directory", "dry_file", "dry_node", "real_node"]
 
@@ -55,11 +57,25 @@ _LOWER: Final = 1
 _SIZE_MAX: Final = 2**63 - 1
 
 
-def begin_run(served: ServedVolume, run: object) -> None:
-    """Counts a dry run, as long as it lives.  Raises `Busy` for one too many."""
-    if len(served.dry_runs) >= DRY_RUNS_MAX:
-        raise Busy(f"at most {DRY_RUNS_MAX} dry runs of a volume are under way at a time")
-    served.dry_runs.add(run)
+def begin_run(grant: Grant, run: object) -> None:
+    """Counts a dry run under `grant`, as long as it lives.  Raises `Busy` for one too many.
+
+    The volume's owner may have them all.  A reference, with all saved below it, may have as many as
+    are left when it has them; those below it share that in the same way.  So there is room for the
+    next one who comes, whatever one of them does, and no reckoning of how many there could be: a
+    dynamic threshold, as of a switch's buffers (Choudhury and Hahne 1998).
+    """
+    runs, holders = grant.served.dry_runs, grant.holders()
+    counts = Counter(holder for each in runs.values() for holder in each)
+    room = DRY_RUNS_MAX - len(runs)
+    for holder in holders:
+        room = (room - counts[holder] + 1) // 2
+    if room <= 0:
+        raise Busy(
+            f"at most {DRY_RUNS_MAX} dry runs of a volume are under way at a time, "
+            "and nobody has more of them than are left to others"
+        )
+    runs[run] = holders
 
 
 # Directories -------------------------------------------------------------------------------------
@@ -120,36 +136,36 @@ class DryVolume(OverlayVolume):
         )
 
 
-async def dry_directory(node: DirectoryNode, served: ServedVolume) -> DirectoryNode:
+async def dry_directory(node: DirectoryNode, grant: Grant) -> DirectoryNode:
     """A dry run over `node`, and all below; `node` itself where nothing is written anyway.
 
     Raises `Busy`.
     """
-    volume = served.volume
+    volume = grant.served.volume
     if not isinstance(volume, ObjectStore) and volume.read_only:
         return node
     run = await DryVolume.begun(node)
-    begin_run(served, run)
+    begin_run(grant, run)
     return run.root
 
 
-async def dry_node(node: Node, served: ServedVolume) -> Node:
+async def dry_node(node: Node, grant: Grant) -> Node:
     """As `dry_directory` or `dry_file`."""
     if isinstance(node, DirectoryNode):
-        return await dry_directory(node, served)
-    return dry_file(node, served) if isinstance(node, FileNode) else node
+        return await dry_directory(node, grant)
+    return dry_file(node, grant) if isinstance(node, FileNode) else node
 
 
 # Files -------------------------------------------------------------------------------------------
 
 
-def dry_file(node: FileNode, served: ServedVolume) -> FileNode:
+def dry_file(node: FileNode, grant: Grant) -> FileNode:
     """A dry run over `node`, which it closes in the end; as `dry_directory`."""
-    volume = served.volume
+    volume = grant.served.volume
     if not isinstance(volume, ObjectStore) and volume.read_only:
         return node
     run = DryFile(node)
-    begin_run(served, run)
+    begin_run(grant, run)
     return run
 
 

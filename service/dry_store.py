@@ -49,7 +49,7 @@ from capstore.schema.limits import (
 from capstore.schema.names import check_name
 from capstore.schema.nodes import Buffer, Provenance, Usage
 from capstore.service.dry import begin_run
-from capstore.service.grants import ServedVolume
+from capstore.service.grants import Grant
 
 __all__ = ["DryNamespace", "DryStore"]
 
@@ -97,7 +97,7 @@ class _Object:
 class DryStore(ObjectStore):
     """A store, and what was changed over it; None is what was deleted."""
 
-    def __init__(self, base: ObjectStore, served: ServedVolume) -> None:
+    def __init__(self, base: ObjectStore, grant: Grant) -> None:
         """Raises `Busy` for one dry run too many."""
         self.base = base
         self.room = _Room()
@@ -107,7 +107,7 @@ class DryStore(ObjectStore):
         self._names: DryNamespace | None = None
         # References that names in the dry run may stand for.
         self.bound: set[int] = set()
-        begin_run(served, self)
+        begin_run(grant, self)
 
     def __repr__(self) -> str:
         return f"<DryStore of {len(self._changes)} changes over {self.base!r}>"

@@ -1,7 +1,9 @@
 """Listening sockets, and who comes in by them.
 
 Invariants: one connection is taken in a turn of the loop, so that who comes does not hold up who is
-there.  When descriptors run out somebody is asked to make room, and listening goes on.
+there.  When descriptors run out somebody is asked to make room, and listening goes on.  Nobody can
+connect to a unix socket before its file has mode 0600, and in the end that file is removed, and no
+other that has its name by then.
 """
 
 from __future__ import annotations
@@ -9,12 +11,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
+import stat
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from capstore.schema.errors import Busy, InvalidArgument
 from capstore.schema.limits import KIB
 
 log = logging.getLogger("capstore.service")
@@ -23,6 +30,8 @@ _BACKLOG: Final = 1024
 _FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _FULL_SECONDS: Final = 0.05
 _TLS_BUFFER_BYTES: Final = 32 * KIB
+# sun_path, without its NUL.
+_SOCKET_PATH_BYTES_MAX: Final = 107
 
 
 class Door:
@@ -101,3 +110,64 @@ async def bound_tcp(host: str, port: int) -> list[socket.socket]:
             one.close()
         raise
     return bound
+
+
+# Unix sockets ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SocketFile:
+    """The file of a bound socket: its path, the directory it is in, held open, and its inode."""
+
+    path: Path
+    folder: int
+    inode: int
+
+    def remove(self) -> None:
+        """Removes the file, if it still is the one that was made."""
+        with suppress(OSError):
+            if os.lstat(self.path.name, dir_fd=self.folder).st_ino == self.inode:
+                os.unlink(self.path.name, dir_fd=self.folder)
+        os.close(self.folder)
+
+
+def bind_unix(path: Path) -> tuple[socket.socket, SocketFile]:
+    """A bound socket that nobody can connect to yet, and its file, which has mode 0600.
+
+    A socket file that nobody listens on is replaced.  Raises `Busy` where somebody does, and where
+    there is a file that is no socket; `InvalidArgument` for a path too long; OSError.
+    """
+    path = path.absolute()
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES_MAX:
+        raise InvalidArgument(
+            f"the path of a unix socket has at most {_SOCKET_PATH_BYTES_MAX} bytes; this one has "
+            f"{len(os.fsencode(path))}"
+        )
+    _remove_stale(path)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        bound.bind(str(path))
+        # Until listen() nobody can connect, so nobody does with the mode that umask gave.
+        path.chmod(0o600)
+        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        file = SocketFile(path, folder, path.lstat().st_ino)
+    except BaseException:
+        bound.close()
+        raise
+    return bound, file
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise Busy(f'"{path.name}" is there and is no socket')
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+    raise Busy(f'another service listens on "{path.name}"')

@@ -88,6 +88,7 @@ class Metrics:
         self._references: dict[int, list[int]] = {}
         self._accepted = 0
         self._refused: Counter[str] = Counter()
+        self._displaced = 0
         self._collections = [0] * len(gc.get_threshold())
         self._collecting_ns = [0] * len(gc.get_threshold())
         self._collecting_since = 0
@@ -168,6 +169,10 @@ class Metrics:
         """Counts a connection that was not let in."""
         self._refused[reason] += 1
 
+    def displaced(self) -> None:
+        """Counts a connection that was closed to make room for another."""
+        self._displaced += 1
+
     def _collected(self, phase: str, info: Mapping[str, int]) -> None:
         if phase == "start":
             self._collecting_since = time.perf_counter_ns()
@@ -213,6 +218,11 @@ class Metrics:
         for reason, count in self._refused.items():
             refused.add_metric([reason], count)
         yield refused
+        yield _counter(
+            "capstore_connections_displaced",
+            "Connections without a token that were closed to make room.",
+            self._displaced,
+        )
         yield _gauge(
             "capstore_calls_in_flight",
             "Calls under way.",

@@ -29,8 +29,8 @@ from typing import Final, NamedTuple
 from capstore.backers.workers import in_worker
 from capstore.schema.errors import from_os_error
 from capstore.schema.limits import SCRAPE_SECONDS_MAX, SCRAPES_MAX
+from capstore.service.listening import SocketFile, bind_unix
 from capstore.service.metrics import Metrics
-from capstore.service.server import _bind_unix, _SocketFile
 
 __all__ = ["Endpoint", "is_loopback"]
 
@@ -57,7 +57,7 @@ class Endpoint:
         self._metrics = metrics
         self._tells_names = tells_names
         self._checks_hosts = checks_hosts
-        self._file: _SocketFile | None = None
+        self._file: SocketFile | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.url = ""
@@ -87,7 +87,7 @@ class Endpoint:
         """Listens on the unix socket `path`, as `Service.listen_unix` does; raises as it does."""
         endpoint = cls(metrics, tells_names=True, checks_hosts=False)
         try:
-            bound, file = await in_worker(lambda: _bind_unix(path))
+            bound, file = await in_worker(lambda: bind_unix(path))
         except OSError as error:
             raise from_os_error(error, f'the socket "{path.name}"') from error
         endpoint._file = file

@@ -5,6 +5,7 @@ Invariants:
 * A service without audit and metrics has no observer, and a call costs one comparison more.
 * Nothing here decides a call or changes its answer, but that calls wait, or are refused, where the
   audit says so (`capstore.service.audit`).
+* A call whose line cannot be made, because of a bug, counts as a lost line.
 * What is known of who calls (`Origin`) is the volume, the reference that the capability came from,
   and its label; never a token.
 """
@@ -81,6 +82,11 @@ class Observers:
         if self.metrics is not None:
             self.metrics.refused(reason)
 
+    def displaced(self) -> None:
+        """One that had shown no token was closed to make room for another."""
+        if self.metrics is not None:
+            self.metrics.displaced()
+
     def made(self, server: Answering) -> None:
         if self.metrics is not None:
             self.metrics.handles[type(server)] += 1
@@ -125,30 +131,28 @@ class Observers:
         told: Told,
         nanoseconds: int,
     ) -> None:
-        moved = 0
-        origin: Origin | None = server.origin
-        if isinstance(told, int):
-            moved = told
-        elif told is not None:
-            origin = self._origin(told)
-        if origin is None:
-            origin = self.origin_of(server)
-        session = server.session
+        moved = told if isinstance(told, int) else 0
+        session, audit = server.session, self.audit
+        try:
+            origin = self._origin(told) if isinstance(told, Grant) else self.origin_of(server)
+            if audit is not None and audit.selection.wants(method, code, context, origin.traced):
+                audit.note(
+                    session.number,
+                    session.peer,
+                    origin,
+                    method,
+                    server.node_id,
+                    moved,
+                    code,
+                    nanoseconds,
+                    context,
+                )
+        except Exception:
+            if audit is not None:
+                audit.lose()
+            raise
         if self.metrics is not None:
             self.metrics.called(method, code, moved, nanoseconds, session.number, origin.reference)
-        audit = self.audit
-        if audit is not None and audit.selection.wants(method, code, context, origin.traced):
-            audit.note(
-                session.number,
-                session.peer,
-                origin,
-                method,
-                server.node_id,
-                moved,
-                code,
-                nanoseconds,
-                context,
-            )
 
     def origin_of(self, server: Answering) -> Origin:
         """Where the capability comes from that `server` serves."""

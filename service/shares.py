@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from capstore.backers.node import DirectoryNode, FileNode, Node, NodeKind, Volume
 from capstore.backers.store import ObjectStore
-from capstore.schema.errors import InvalidArgument, StorageError
+from capstore.schema.errors import InvalidArgument, StorageError, Unsupported
 from capstore.service.grants import Policy
 from capstore.service.references import Reference
 
@@ -98,6 +98,11 @@ async def _made(
 ) -> Kept:
     if isinstance(target, StorageError):
         return Kept(share, None, target)
+    try:
+        authority.check_traced(share)
+    except Unsupported as error:
+        # What was shared so before stays, and gives nothing until there is an audit again.
+        return Kept(share, None, error)
     if reference is not None:
         return Kept(share, authority.standing_token(reference))
     try:

@@ -5,8 +5,8 @@ Invariants:
 * What a volume holds open needs no rule: images and archives have none, however they grow.
 * A directory that is served is below its rule, for reading only if the volume is; so is the one
   that the file of a memory volume is saved in, whose new file has a name of its own.
-* The socket's file is not removed at the stop, unless it is in the state directory: the right to
-  remove it would be one to remove its neighbours.  The next start replaces it.
+* The file of a socket is not removed at the stop, unless it is in a directory of the service's own:
+  the right to remove it would be one to remove its neighbours.  The next start replaces it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from enum import Enum, auto
+from enum import IntEnum
 from pathlib import Path
 
 from capstore.backers.overlay_spec import OCI
@@ -28,12 +28,19 @@ __all__ = ["Sandbox", "confine", "reached"]
 log = logging.getLogger("capstore.serve")
 
 
-class Sandbox(Enum):
-    """Whether a service gives up what it does not need."""
+class Sandbox(IntEnum):
+    """Whether a service gives up what it does not need; the stricter is the greater."""
 
-    OFF = auto()
-    AS_FAR_AS_IT_GOES = auto()
-    REQUIRED = auto()
+    OFF = 0
+    AS_FAR_AS_IT_GOES = 1
+    REQUIRED = 2
+
+    @staticmethod
+    def of(*, wanted: bool, required: bool) -> Sandbox:
+        """What two switches ask for."""
+        if required:
+            return Sandbox.REQUIRED
+        return Sandbox.AS_FAR_AS_IT_GOES if wanted else Sandbox.OFF
 
 
 async def confine(leaves: Iterable[Spec], own: Iterable[Path], *, required: bool) -> None:

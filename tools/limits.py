@@ -15,11 +15,17 @@ app = typer.Typer()
 def limits(
     location: Annotated[
         str | None,
-        typer.Argument(metavar="LOCATION", help="Ask that service.", show_default=False),
+        typer.Argument(
+            metavar="LOCATION",
+            help="A URI or @FILE: show those of its service.",
+            show_default=False,
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show every limit of this version, or of a service.
+
+    What is over one is refused, waits or is cut off, as REASON and the documents have it.
 
     --json: an array of objects with name and value, and of this version also unit and reason.
     """

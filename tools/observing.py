@@ -1,7 +1,8 @@
 """What ``capstore serve`` is asked to tell of itself: the audit and the metrics.
 
 Invariants: what cannot be opened keeps the service from starting.  The file in the state directory
-that says where the metrics are is there as long as they are.
+that says where the metrics are is there as long as they are.  An option of the command and a key of
+``capstore.toml`` that mean the same have the same name.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,29 +20,37 @@ import typer
 
 from capstore.backers.workers import in_worker
 from capstore.images.durable import replace_file
+from capstore.schema.limits import MIB
 
 if TYPE_CHECKING:
     from capstore.service.audit import Audit, Sink
     from capstore.service.metrics import Metrics
     from capstore.service.observing import Observers
 
-__all__ = ["METRICS_NOTE", "ObserveOptions", "observed", "open_observers"]
+__all__ = ["METRICS_NOTE", "ObserveOptions", "check_glob", "observed", "open_observers"]
 
 # The file in the state directory that holds the address of the metrics.
 METRICS_NOTE: Final = "metrics"
+KEEP_MAX: Final = 1000
+_SIZE_MAX_DEFAULT: Final = 64 * MIB
+_KEEP_DEFAULT: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ObserveOptions:
-    """What was typed: `audit` is a path, "-" for stderr or None; `metrics` an address or None."""
+    """What was asked for; what is None, empty or false was not said.
+
+    `audit` is a path or "-" for stderr, `metrics` an address; a file of the audit has at most
+    `size_max` bytes, 0 is no bound.
+    """
 
     audit: str | None = None
-    calls: Sequence[str] = ()
-    only: Sequence[str] = ()
+    calls: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
     names: bool = False
     required: bool = False
-    size_max: int = 0
-    keep: int = 0
+    size_max: int | None = None
+    keep: int | None = None
     metrics: str | None = None
     anywhere: bool = False
 
@@ -55,29 +64,62 @@ class ObserveOptions:
         """The directories in which files are made while the service runs."""
         return [] if self.file is None else [self.file.parent]
 
+    def before(self, other: ObserveOptions) -> ObserveOptions:
+        """These, and where nothing is said here what `other` says."""
+        return replace(other, **{name: getattr(self, name) for name in self._said()})
+
+    def _said(self) -> list[str]:
+        """The fields that say something."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        # 0 says something, and is equal to False.
+        return [
+            name for name, value in values.items() if value not in (None, ()) and value is not False
+        ]
+
+    def conflicts(self, dashes: str) -> Iterator[tuple[str, str]]:
+        """What does not go together: the name of an option, and why; `dashes` are what stands
+        before such a name where it is said."""
+        if self.audit is None:
+            for name in self._said():
+                if name in _AUDIT_OPTIONS:
+                    message = f"what is audited is said beside {dashes}audit"
+                    yield _AUDIT_OPTIONS[name], message
+        if self.metrics is not None and not self.anywhere and _is_reachable(self.metrics):
+            message = (
+                f'everybody who reaches "{self.metrics}" could read the metrics: '
+                f"take 127.0.0.1 or unix:PATH, or say {dashes}metrics-anywhere"
+            )
+            yield "metrics", message
+
     def check(self) -> None:
         """Raises a usage error."""
-        if self.audit is None and (self.calls or self.only or self.names or self.required):
-            raise typer.BadParameter("what is audited is said beside --audit FILE")
         for glob in self.calls:
-            _check_glob(glob)
-        if self.metrics is not None:
-            self._check_metrics(self.metrics)
-
-    def _check_metrics(self, text: str) -> None:
-        from capstore.service.metrics_endpoint import is_loopback
-        from capstore.tools.serving import TcpAddress, parse_address
-
-        address = parse_address(text)
-        if not isinstance(address, TcpAddress) or self.anywhere or is_loopback(address.host):
-            return
-        raise typer.BadParameter(
-            f'everybody who reaches "{text}" could read the metrics: '
-            "take 127.0.0.1 or unix:PATH, or say --metrics-anywhere"
-        )
+            check_glob(glob)
+        for name, message in self.conflicts("--"):
+            raise typer.BadParameter(message, param_hint=f"'--{name}'")
 
 
-def _check_glob(glob: str) -> None:
+# The options that say something of the audit, by the field of `ObserveOptions`.
+_AUDIT_OPTIONS: Final = {
+    "calls": "audit-calls",
+    "only": "audit-only",
+    "names": "audit-names",
+    "required": "audit-required",
+    "size_max": "audit-max-bytes",
+    "keep": "audit-keep",
+}
+
+
+def _is_reachable(text: str) -> bool:
+    """Whether others than who is on this machine reach an address.  Raises a usage error."""
+    from capstore.service.metrics_endpoint import is_loopback
+    from capstore.tools.serving import TcpAddress, parse_address
+
+    address = parse_address(text)
+    return isinstance(address, TcpAddress) and not is_loopback(address.host)
+
+
+def check_glob(glob: str) -> None:
     """Raises a usage error for a glob that no method fits: it would leave out what was meant."""
     from fnmatch import fnmatchcase
 
@@ -108,9 +150,10 @@ async def _audit(options: ObserveOptions) -> Audit:
     if (path := options.file) is None:
         sink = AuditStream(sys.stderr.fileno())
     else:
-        size_max, keep = options.size_max, options.keep
+        size_max = _SIZE_MAX_DEFAULT if options.size_max is None else options.size_max
+        keep = options.keep or _KEEP_DEFAULT
         sink = await in_worker(lambda: AuditFile(path, size_max=size_max, keep=keep))
-    selection = Selection(tuple(options.calls) or ("*",), frozenset(map(Only, options.only)))
+    selection = Selection(options.calls or ("*",), frozenset(map(Only, options.only)))
     return Audit(sink, selection, names=options.names, required=options.required)
 
 

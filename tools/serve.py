@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +36,7 @@ class AuditKind(StrEnum):
         "Volumes",
         "memory:[FILE]    in memory; FILE is where it is loaded from and saved to",
         "dir:PATH[,ro]    a directory of this machine",
-        "wf1:PATH[,create][,size=64MiB][,ro]  a CAPOSWF1 image: crash-safe, with snapshots",
+        "wf1:PATH[,create][,size=64MiB][,ro]  a CAPOSWF1 image: a crash-safe tree",
         "st1:PATH[,create][,size=64MiB][,ro]  a CAPOSST1 image: a store of objects",
         "ro1:PATH         a CAPOSRO1 image",
         "tar:PATH         a tar archive, also gz, bz2, xz and zst",
@@ -45,7 +44,7 @@ class AuditKind(StrEnum):
         "fat:PATH[,part=N]  a FAT12, FAT16 or FAT32 image; partition N of a disk",
         "pyfs:URL[,ro]    any PyFilesystem2 filesystem: zip://a.zip, ftp://...",
         "oci:PATH         a layer of a container image: an archive or a directory",
-        "overlay:UPPER+LOWER+...[,lower=writable-files]  a layer that is written over others",
+        "overlay:UPPER+LOWER+...[,lower=writable-files]  a writable layer on others",
         "mounts:/=SPEC,/tmp=SPEC  one tree out of several",
     )
     + block(
@@ -53,6 +52,7 @@ class AuditKind(StrEnum):
         "capstore serve",
         "capstore serve work=dir:/srv/work scratch=memory:,max-bytes=1GiB",
         "capstore serve dir:/srv/work,ro --listen 0.0.0.0:4000 --uri-file uris",
+        "capstore serve dir:/srv/work --sandbox --audit /var/log/capstore/audit",
         "capstore serve --config capstore.toml",
     )
 )
@@ -111,26 +111,45 @@ def serve(
     audit_calls: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GLOB", help="Only of these methods: Directory.*, *.read.", show_default=False
+            metavar="GLOB",
+            help="Audit only these methods: Directory.*, *.read; may be repeated.",
+            show_default=False,
         ),
     ] = None,
     audit_only: Annotated[
         list[AuditKind] | None,
-        typer.Option(help="Only of these kinds; may be repeated.", show_default=False),
+        typer.Option(
+            metavar="KIND",
+            help="Audit only calls of this kind: changes, failures, refusals or traced; "
+            "may be repeated.",
+            show_default=False,
+        ),
     ] = None,
     audit_names: Annotated[
-        bool, typer.Option("--audit-names", help="With the names of entries.")
+        bool, typer.Option("--audit-names", help="Audit the names of entries, too.")
     ] = False,
     audit_required: Annotated[
         bool,
         typer.Option("--audit-required", help="Refuse calls while the audit cannot be written."),
     ] = False,
     audit_max_bytes: Annotated[
-        str, typer.Option(metavar="SIZE", help="Begin a new file at this size; 0 is never.")
-    ] = "64MiB",
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Begin a new file of the audit at this size; 0 is never. Default: 64MiB.",
+            show_default=False,
+        ),
+    ] = None,
     audit_keep: Annotated[
-        int, typer.Option(min=1, max=1000, help="How many old files are kept.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=1000,
+            help="How many old files of the audit are kept. Default: 8.",
+            show_default=False,
+        ),
+    ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -141,13 +160,16 @@ def serve(
     ] = None,
     metrics_anywhere: Annotated[
         bool,
-        typer.Option("--metrics-anywhere", help="Let HOST be reachable from other machines."),
+        typer.Option(
+            "--metrics-anywhere", help="Let the HOST of --metrics be one that other machines reach."
+        ),
     ] = False,
     sandbox: Annotated[
         bool,
         typer.Option(
             "--sandbox",
-            help="Give up privileges, files beside the volumes, and connecting to others.",
+            help="Once all is open, give up privileges, other files than the volumes, and "
+            "connecting to others.",
         ),
     ] = False,
     require_sandbox: Annotated[
@@ -165,28 +187,26 @@ def serve(
     Without SPEC it makes and serves a tree, "files", in the image STATE/files.wf1, and a store of
     objects, "objects", in STATE/objects.st1. NAME is the last part of the path, or the scheme.
 
-    With --sandbox it goes on, once all is open, without what it does not need (docs/security.md).
+    With --sandbox it goes on without what it does not need any more (docs/security.md).
 
     With --config the file says what is served, and paths in it are relative to its folder; the
     other options stand before what it says.
     """
-    from capstore.schema.sizes import parse_size
     from capstore.tools.confine import Sandbox
     from capstore.tools.console import out, run
     from capstore.tools.observing import ObserveOptions
     from capstore.tools.serving import ServeOptions, absolute_address, serve_until_told
 
     level = log_level.value if log_level is not None else None
-    confined = Sandbox.AS_FAR_AS_IT_GOES if sandbox else Sandbox.OFF
-    confined = Sandbox.REQUIRED if require_sandbox else confined
+    confined = Sandbox.of(wanted=sandbox, required=require_sandbox)
     observe = ObserveOptions(
         # A configuration is read in its own folder.
         audit=audit if audit in (None, "-") else str(Path(str(audit)).absolute()),
-        calls=audit_calls or [],
-        only=[kind.value for kind in audit_only or []],
+        calls=tuple(audit_calls or ()),
+        only=tuple(kind.value for kind in audit_only or ()),
         names=audit_names,
         required=audit_required,
-        size_max=parse_size(audit_max_bytes),
+        size_max=None if audit_max_bytes is None else _size(audit_max_bytes),
         keep=audit_keep,
         metrics=absolute_address(metrics) if metrics else None,
         anywhere=metrics_anywhere,
@@ -195,26 +215,36 @@ def serve(
         if check:
             raise typer.BadParameter("--check is of a file: --config FILE")
         folder = state or Path("capstore-data")
-        run(
-            serve_until_told(
-                ServeOptions(
-                    volumes or [],
-                    listen or [],
-                    folder,
-                    uri_file,
-                    level or "info",
-                    sandbox=confined,
-                    observe=observe,
-                )
-            )
+        options = ServeOptions(
+            volumes or [],
+            listen or [],
+            folder,
+            uri_file,
+            level or "info",
+            sandbox=confined,
+            observe=observe,
         )
+        run(serve_until_told(options))
         return
     from capstore.tools.config.command import configured
 
     if volumes:
         raise typer.BadParameter("what is served is said by --config or by NAME=SPEC, not both")
-    options = configured(config, listen or [], state, uri_file, level)
+    options = configured(
+        config, listen or [], state, uri_file, level, observe=observe, sandbox=confined
+    )
     if check:
         out(f"{config}: ok")
     else:
-        run(serve_until_told(replace(options, sandbox=confined, observe=observe)))
+        run(serve_until_told(options))
+
+
+def _size(text: str) -> int:
+    """Bytes.  Raises a usage error."""
+    from capstore.schema.errors import InvalidArgument
+    from capstore.schema.sizes import parse_size
+
+    try:
+        return parse_size(text)
+    except InvalidArgument as error:
+        raise typer.BadParameter(error.message, param_hint="'--audit-max-bytes'") from error

@@ -23,54 +23,76 @@ app = typer.Typer()
 def share(
     location: LocationArgument,
     path: PathArgument = None,
-    read_only: Annotated[bool, typer.Option("--read-only", help="No changes.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Refuse changes.")] = False,
     expires: Annotated[
         str | None,
-        typer.Option(metavar="DURATION", help="From now: 30m, 2h, 7d.", show_default=False),
+        typer.Option(
+            metavar="DURATION", help="End it so long from now: 30m, 2h, 7d.", show_default=False
+        ),
     ] = None,
     append_only: Annotated[
-        bool, typer.Option("--append-only", help="New names, and files grow; nothing else.")
+        bool, typer.Option("--append-only", help="Only make new names, and append to files.")
     ] = False,
     max_bytes: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="By how much it may make it grow.", show_default=False),
+        typer.Option(
+            metavar="SIZE", help="How many bytes it may add, in all: 1GiB.", show_default=False
+        ),
     ] = None,
     max_nodes: Annotated[
         str | None,
-        typer.Option(metavar="N", help="How many names it may add.", show_default=False),
+        typer.Option(metavar="N", help="How many names it may add, in all.", show_default=False),
     ] = None,
     max_file_bytes: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="How long a file may get.", show_default=False),
+        typer.Option(metavar="SIZE", help="How long it may make a file.", show_default=False),
     ] = None,
     calls_per_second: Annotated[
         str | None,
-        typer.Option(metavar="N", help="What is over it waits, or is busy.", show_default=False),
+        typer.Option(
+            metavar="N", help="More calls wait, or are refused as busy.", show_default=False
+        ),
     ] = None,
     bytes_per_second: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Read and written.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Likewise, for what is read and written.", show_default=False
+        ),
     ] = None,
     hide: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Names that are not there.", show_default=False),
+        typer.Option(
+            metavar="GLOB",
+            help="Names that are not there for it: .git, '*.key'; may be repeated.",
+            show_default=False,
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Answer as if, and change nothing.")
+        bool, typer.Option("--dry-run", help="Answer as if changes were made, and make none.")
     ] = False,
-    traced: Annotated[bool, typer.Option("--traced", help="The audit records every call.")] = False,
-    label: Annotated[str, typer.Option(help="Shown by shares.", show_default=False)] = "",
+    traced: Annotated[
+        bool,
+        typer.Option("--traced", help="The audit records every call; the service has to have one."),
+    ] = False,
+    label: Annotated[
+        str,
+        typer.Option(metavar="TEXT", help="What capstore shares calls it.", show_default=False),
+    ] = "",
     uri_file: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write it to FILE, with mode 0600, instead.", show_default=False
+            metavar="FILE",
+            help="Write the URI to FILE, with mode 0600, instead of stdout.",
+            show_default=False,
         ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Print a new URI for a node, with less authority.
+    """Print a new URI for a file, directory or store, with less authority.
 
-    It gives the node itself, whatever else takes its name, until it expires or is revoked: by
-    itself (revoke NEW-URI), by its id (shares, revoke --id), or with the URI that it came from.
+    What is taken away stays so, whatever is shared from it again. It gives the node itself,
+    whatever else takes its name, until it expires or is revoked: by itself (revoke NEW-URI), by its
+    id (shares, revoke --id), or with the URI that it came from.
 
     --json: an object with uri, label, readOnly, expires (ISO 8601 in UTC, or null) and policy (what
     else is taken away).
@@ -109,7 +131,10 @@ def share(
 
 @app.command()
 def shares(location: LocationArgument, json: JsonOption = False) -> None:
-    """List what was saved below a URI.
+    """List what was saved below a URI, and what is saved below that.
+
+    FROM is the ID that one was saved from, and AUTHORITY what it does not have of the authority of
+    that one. Tokens are not shown: nobody knows them but who has the URI.
 
     --json: an array with id, label, kind, volume, readOnly, expires, policy (what else is taken
     away), created, lastUsed (ISO 8601 in UTC, or null), parent (the id that it was saved from),

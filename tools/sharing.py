@@ -209,7 +209,7 @@ def _reference_row(info: ReferenceInfo) -> tuple[str, ...]:
         info.saved_by or "-",
         info.kind,
         info.volume,
-        ", ".join(authority) or "-",
+        ", ".join(authority) or f"as {info.parent}",
         local_text(info.created),
         local_text(info.last_used) if info.last_used else "never",
         info.label,

@@ -25,17 +25,19 @@ def top(
     where: Annotated[
         str,
         typer.Argument(
-            metavar="[URL|unix:PATH|STATE]",
+            metavar="URL|unix:PATH|STATE",
             help="Where the metrics are, or the state directory of the service.",
         ),
     ] = "capstore-data",
     interval: Annotated[
-        float, typer.Option(min=0.1, max=3600.0, help="Seconds from one look to the next.")
+        float,
+        typer.Option(metavar="SECONDS", min=0.1, max=3600.0, help="From one look to the next."),
     ] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look twice, show that, and end.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show what a service does: calls by method, how long they take, bytes, handles, connections.
+    """Show what a service does, until Ctrl-C: calls by method, how long they take, bytes, handles,
+    connections.
 
     It reads the metrics of a service that was started with --metrics, not a capability: who holds
     one learns nothing of others by it. Rates are those between one look and the next. Who the

@@ -9,8 +9,8 @@ import re
 import socket
 import stat
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 
@@ -25,8 +25,8 @@ from capstore.backers.st1 import St1Store
 from capstore.backers.wf1 import Wf1Volume
 from capstore.schema.errors import Busy, NotFound
 from capstore.schema.limits import REFERENCES_MAX, SCRAPES_MAX
+from capstore.service import admission, metrics_endpoint
 from capstore.service import metrics as metrics_module
-from capstore.service import metrics_endpoint
 from capstore.service.audit import Audit
 from capstore.service.client import connect, open_connection
 from capstore.service.dispatch import Method
@@ -255,15 +255,35 @@ async def test_collections_of_garbage_and_the_audit_are_counted() -> None:
     assert metrics._collected not in gc.callbacks
 
 
-async def test_refused_connections_are_counted() -> None:
+async def test_refused_and_displaced_connections_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "CONNECTIONS_OF_PEER_MAX", 2)
     metrics = Metrics()
     async with observed({"m": await MemoryVolume.open()}, None, metrics) as served:
-        observers = served.service._observers
-        assert observers is not None
-        observers.refused("connections")
-        observers.refused("connections")
-        found = samples(metrics)["capstore_connections_refused_total"]
-    assert found == {labels(reason="connections"): 2}
+        path = str(served.folder / "socket")
+
+        async def counted(name: str, expected: Mapping[Labels, float]) -> None:
+            async with asyncio.timeout(10):
+                while samples(metrics).get(name, {}) != expected:
+                    await asyncio.sleep(0.01)
+
+        async with connect(served.unix["m"]):
+            strangers = [await asyncio.open_unix_connection(path) for _ in range(3)]
+            # Each made room for the one behind it.
+            await counted("capstore_connections_displaced_total", {labels(): 2})
+            async with connect(served.unix["m"]):
+                await counted("capstore_connections_displaced_total", {labels(): 3})
+                strangers.append(await asyncio.open_unix_connection(path))
+                # Who has shown a token makes no room.
+                await counted(
+                    "capstore_connections_refused_total", {labels(reason="connections"): 1}
+                )
+                await counted("capstore_connections_displaced_total", {labels(): 3})
+        for _, writer in strangers:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
 
 # Who is busy -------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
@@ -15,7 +17,7 @@ from capstore.schema.limits import (
 )
 from capstore.service import admission as admission_module
 from capstore.service import questions as questions_module
-from capstore.service.admission import Admission
+from capstore.service.admission import Admission, peer_of
 from capstore.service.commons import CALL_COST, Totals, Turns
 from capstore.service.frames import CALL, Frame, Refused
 from capstore.service.questions import Questions
@@ -51,7 +53,8 @@ def test_strangers_displace_the_oldest_of_whom_there_are_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(admission_module, "STRANGERS_MAX", 6)
-    admission = Admission()
+    displaced: list[None] = []
+    admission = Admission(lambda: displaced.append(None))
     few = in_all(admission, "few", 2)
     many = in_all(admission, "many", 10)
     assert gone(few) == []
@@ -61,12 +64,13 @@ def test_strangers_displace_the_oldest_of_whom_there_are_most(
     many += in_all(admission, "many", 20)
     assert gone(few) == []
     assert not many[6].is_gone
+    assert len(displaced) == len(gone(many))
 
 
 def test_who_has_shown_a_token_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission_module, "CONNECTIONS_MAX", 6)
     monkeypatch.setattr(admission_module, "CONNECTIONS_OF_PEER_MAX", 4)
-    admission = Admission()
+    admission = Admission(lambda: None)
     guests = in_all(admission, 0, 4)
     for guest in guests[1:]:
         guest.prove()
@@ -86,6 +90,28 @@ def test_who_has_shown_a_token_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     admission.leaves(others[0])
     admission.leaves(others[0])
     assert admission.admits(Guest("eighth"), 3)
+
+
+class Far:
+    """A connection from an address."""
+
+    def __init__(self, host: str, family: socket.AddressFamily = socket.AF_INET6) -> None:
+        self.family = family
+        self._host = host
+
+    def getpeername(self) -> tuple[str, int]:
+        return self._host, 1
+
+
+def peer(host: str, family: socket.AddressFamily = socket.AF_INET6) -> object:
+    return peer_of(cast("socket.socket", Far(host, family)))
+
+
+def test_who_has_one_address_of_a_network_has_them_all() -> None:
+    assert peer("2001:db8:1:2::9") == peer("2001:db8:1:2:ffff::") != peer("2001:db8:1:3::9")
+    assert peer("::ffff:192.0.2.1") == peer("192.0.2.1", socket.AF_INET)
+    assert peer("192.0.2.1", socket.AF_INET) != peer("192.0.2.2", socket.AF_INET)
+    assert peer("fe80::1%eth0") == peer("fe80::2%eth0")
 
 
 def test_a_share_is_never_held_up() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import gc
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from capstore.backers.memory import MemoryVolume
 from capstore.backers.node import Volume
 from capstore.backers.spec import open_volume
 from capstore.backers.store import ObjectStore
+from capstore.backers.workers import renew_workers
 from capstore.schema.errors import Denied, ReadOnly, StorageIOError
 from capstore.service import references
 from capstore.service.authority import Authority, Guarded
@@ -309,17 +311,31 @@ async def test_a_directory_and_a_file_are_known_again_when_the_volume_is_opened_
     assert seen[0] == seen[1] == seen[2]
 
 
+def opened_below(folder: Path) -> list[str]:
+    """What is open below `folder`, when no worker holds on to a call that it has answered."""
+    renew_workers()
+    gc.collect()
+    found = []
+    for each in Path("/proc/self/fd").iterdir():
+        # One of them is that of this listing.
+        with suppress(FileNotFoundError):
+            found.append(str(each.readlink()))
+    return sorted(name for name in found if name.startswith(f"{folder}/"))
+
+
 async def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     (tmp_path / "d" / "src").mkdir(parents=True)
     (tmp_path / "d" / "src" / "f").write_bytes(b"")
     volume = await HostVolume.open(str(tmp_path / "d"))
+    before = opened_below(tmp_path)
+    assert before == [str(tmp_path / "d")]
     starts = Starts(tmp_path, {"m": volume})
     shares = (CI, StandingShare("file", "m", ("src", "f")))
-    await starts.tokens(*shares)
-    before = len(os.listdir("/proc/self/fd"))
-    await starts.tokens(*shares)
-    assert len(os.listdir("/proc/self/fd")) == before
+    for _ in range(2):
+        await starts.tokens(*shares)
+        assert opened_below(tmp_path) == before
     await volume.close()
+    assert opened_below(tmp_path) == []
 
 
 # By a service ------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import capstore as library
-from tests.tools.command import Served, capstore
+from tests.tools.command import Served, capstore, serving
+
+NO_AUDIT = "tracing needs the service to be started with an audit (--audit)"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_everything_that_can_be_taken_away(served: Served, folder: str, tmp_path
     uri = share(
         folder,
         *("--append-only", "--max-bytes", "1KiB", "--max-nodes", "3", "--max-file-bytes", "50"),
-        *("--calls-per-second", "1000", "--bytes-per-second", "1MiB", "--traced"),
+        *("--calls-per-second", "1000", "--bytes-per-second", "1MiB"),
         *("--hide", "fil*", "--hide", ".git"),
     )
     rows = json.loads(capstore("shares", "--json", served.at("m")).ok())
@@ -71,11 +73,10 @@ def test_everything_that_can_be_taken_away(served: Served, folder: str, tmp_path
         "callsPerSecond": 1000,
         "bytesPerSecond": 2**20,
         "hiddenNames": ["fil*", ".git"],
-        "traced": True,
     }
     words = (
         "append-only, at most 1.0 KiB, at most 3 nodes, files up to 50 B, 1000 calls/s, "
-        "1.0 MiB/s, without fil* .git, traced"
+        "1.0 MiB/s, without fil* .git"
     )
     assert words in capstore("shares", served.at("m")).ok()
     assert capstore("ls", uri).ok() == ""
@@ -96,6 +97,28 @@ def test_everything_that_can_be_taken_away(served: Served, folder: str, tmp_path
         ("--hide", "**"),
     ):
         assert capstore("share", folder, *wrong).code == 2
+
+
+def test_what_is_traced_needs_an_audit(tmp_path: Path) -> None:
+    audit = ("--audit", tmp_path / "audit", "--audit-only", "traced")
+    served_so = (f"d=dir:{tmp_path}/d,ro",)
+    (tmp_path / "d").mkdir()
+    with serving(*served_so, *audit) as served:
+        uri = share(served.at("d"), "--traced")
+        capstore("ls", uri).ok()
+        assert served.stop() == 0
+        recorded = (tmp_path / "audit").read_text()
+        assert '"method":"list"' in recorded
+        with serving(*served_so, "--state", served.state) as again:
+            assert NO_AUDIT in capstore("share", again.at("d"), "--traced").failed("unsupported")
+            here = f"capnp://insecure@{again.socket}/{uri.rpartition('/')[2]}"
+            assert NO_AUDIT in capstore("ls", here).failed("unsupported")
+            shown = capstore("shares", again.at("d")).ok()
+            assert "traced" in shown
+            capstore("revoke", here).ok()
+            capstore("ls", here).failed("denied")
+            assert again.stop() == 0
+    assert (tmp_path / "audit").read_text() == recorded
 
 
 def test_an_expired_share_is_denied(folder: str) -> None:

@@ -289,11 +289,12 @@ def test_the_audit_goes_to_stderr() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
-        (["--metrics", "0.0.0.0:0"], 2, "Invalid value: everybody who reaches"),
+        (["--metrics", "0.0.0.0:0"], 2, "Invalid value for '--metrics': everybody who reaches"),
         (["--metrics", "nonsense"], 2, 'Invalid value: "nonsense" is no address'),
-        (["--audit-only", "changes"], 2, "Invalid value: what is audited is said beside --audit"),
+        (["--audit-only", "changes"], 2, "Invalid value for '--audit-only': what is audited is"),
+        (["--audit-keep", "3"], 2, "Invalid value for '--audit-keep': what is audited is said"),
         (["--audit", "a", "--audit-calls", "Nothing.*"], 2, "Invalid value: no method fits"),
-        (["--audit", "a", "--audit-max-bytes", "much"], 1, "invalidArgument: "),
+        (["--audit", "a", "--audit-max-bytes", "much"], 2, "Invalid value for '--audit-max-bytes'"),
         (["--audit", "missing/a"], 1, 'notFound: the audit file "a"'),
         (["--audit", "-", "--audit-only", "colours"], 2, "Invalid value for '--audit-only'"),
     ],

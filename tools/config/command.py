@@ -12,7 +12,9 @@ import typer
 from capstore.service.server import Served
 from capstore.tools.config.document import BYTES_MAX
 from capstore.tools.config.load import Config, ConfigError, load
+from capstore.tools.confine import Sandbox
 from capstore.tools.console import complain
+from capstore.tools.observing import ObserveOptions
 from capstore.tools.serving import ServeOptions, absolute_address
 
 __all__ = ["configured"]
@@ -26,11 +28,14 @@ def configured(
     state: Path | None,
     uri_file: Path | None,
     log_level: str | None,
+    *,
+    observe: ObserveOptions,
+    sandbox: Sandbox,
 ) -> ServeOptions:
     """The options that `file` stands for; what was typed, if anything, stands before what it says.
 
     From here on the process works in the folder of the file.  Prints all that is wrong with the
-    file, a line each, and exits with code 2.  Raises OSError.
+    file, a line each, and exits with code 2.  Raises OSError, and a usage error for what was typed.
     """
     with file.open("rb") as stream:
         raw = stream.read(BYTES_MAX + 1)
@@ -40,11 +45,12 @@ def configured(
     listen = [absolute_address(text) for text in listen]
     os.chdir(file.parent)
     try:
-        config = load(raw, file, state=state, uri_file=uri_file)
+        config = load(raw, file, state=state, uri_file=uri_file, observe=observe, sandbox=sandbox)
     except ConfigError as error:
         for problem in error.problems:
             complain(f"{file.name}:{problem}")
         raise typer.Exit(_USAGE) from error
+    config.observe.check()
     return ServeOptions(
         volumes=(),
         listen=listen or config.listen,
@@ -54,6 +60,8 @@ def configured(
         opener=lambda cache, opening: _open(config, cache, opening),
         shares=config.shares,
         leaves=config.leaves,
+        sandbox=config.sandbox,
+        observe=config.observe,
     )
 
 

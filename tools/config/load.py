@@ -14,13 +14,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-import typer
+from typing import Final, NamedTuple
 
 from capstore.backers.overlay_spec import leaves as composed_of
 from capstore.backers.spec_text import Spec
-from capstore.schema.errors import Denied, InvalidArgument, StorageError
+from capstore.schema.errors import Denied, InvalidArgument, StorageError, Unsupported
 from capstore.schema.limits import LABEL_BYTES_MAX
 from capstore.schema.sizes import parse_duration
 from capstore.service.policy import Policy
@@ -28,15 +26,24 @@ from capstore.service.shares import StandingShare
 from capstore.service.uri import split_path
 from capstore.tools.config.document import Document, Problem, Table, hint
 from capstore.tools.config.lines import Path as KeyPath
+from capstore.tools.config.service import (
+    file_at,
+    listen_at,
+    log_level_at,
+    observe_at,
+    sandbox_at,
+)
 from capstore.tools.config.specs import may_write
-from capstore.tools.config.volumes import Leaf, Named, Part, Volumes, within
-from capstore.tools.serving import VOLUME_NAME, parse_address, refuse_own_secrets
+from capstore.tools.config.volumes import Leaf, Part, Volumes, within
+from capstore.tools.confine import Sandbox, reached
+from capstore.tools.observing import ObserveOptions
+from capstore.tools.serving import VOLUME_NAME, refuse_own_secrets
 from capstore.tools.terms import TERMS, TermError, read_terms
 
-__all__ = ["LOG_LEVELS", "Config", "ConfigError", "load"]
+__all__ = ["Config", "ConfigError", "load"]
 
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 STATE: Final = "capstore-data"
+_NOTHING_TYPED: Final = ObserveOptions()
 
 
 class ConfigError(Exception):
@@ -60,25 +67,26 @@ class Config:
     listen: Sequence[str]
     uri_file: Path | None
     log_level: str
+    observe: ObserveOptions
+    sandbox: Sandbox
     volumes: Volumes
     served: Sequence[str]
     shares: Sequence[StandingShare]
     document: Document
 
     @property
+    def served_leaves(self) -> list[Leaf]:
+        """The specifications that what is served is made of."""
+        found: dict[KeyPath, Leaf] = {}
+        for name in self.served:
+            if (part := self.volumes.parts.get(name)) is not None:
+                found.update((leaf.at, leaf) for leaf in self.volumes.leaves(part))
+        return list(found.values())
+
+    @property
     def leaves(self) -> list[Spec]:
         """What the volumes that are served are made of."""
-        parts: list[Part] = [self.volumes.parts[name] for name in self.served]
-        found: list[Spec] = []
-        while parts:
-            part = parts.pop()
-            if isinstance(part, Named):
-                parts.append(self.volumes.parts[part.name])
-            elif isinstance(part, Leaf):
-                found.extend(composed_of(part.text))
-            else:
-                parts.extend(within(part))
-        return found
+        return [spec for leaf in self.served_leaves for spec in composed_of(leaf.text)]
 
     def place(self, at: KeyPath) -> str:
         """Where a key stands: the file and the line."""
@@ -86,79 +94,68 @@ class Config:
 
 
 def load(
-    raw: bytes, file: Path, *, state: Path | None = None, uri_file: Path | None = None
+    raw: bytes,
+    file: Path,
+    *,
+    state: Path | None = None,
+    uri_file: Path | None = None,
+    observe: ObserveOptions = _NOTHING_TYPED,
+    sandbox: Sandbox = Sandbox.OFF,
 ) -> Config:
-    """The configuration in `raw`, which is what `file` holds; `state` and `uri_file` are used
-    instead of what it says.  Looks at the disk, opens nothing.
+    """The configuration in `raw`, which is what `file` holds; `state`, `uri_file`, `observe` and
+    `sandbox` are what was typed, and stand before what it says.  Looks at the disk, opens nothing.
 
     Raises `ConfigError`.
     """
     document = Document(raw)
     if not document.readable:
         raise ConfigError(document.problems)
-    config = _read(document, file, state, uri_file)
+    typed = _Typed(state, uri_file, observe, sandbox)
+    config = _read(document, file, typed)
     if document.problems:
         raise ConfigError(document.problems)
     return config
 
 
-def _read(document: Document, file: Path, state: Path | None, uri_file: Path | None) -> Config:
+class _Typed(NamedTuple):
+    """What was typed."""
+
+    state: Path | None
+    uri_file: Path | None
+    observe: ObserveOptions
+    sandbox: Sandbox
+
+
+def _read(document: Document, file: Path, typed: _Typed) -> Config:
     top = document.top
-    named_state, named_uri_file = _file(top, "state", STATE), _file(top, "uri-file", "")
-    listen, log_level = _listen(top), _log_level(top)
+    state, uri_file = file_at(top, "state", STATE), file_at(top, "uri-file", "")
+    listen, log_level = listen_at(top), log_level_at(top)
+    observe, sandbox = observe_at(top, typed.observe), sandbox_at(top, typed.sandbox)
     volumes = _volumes(top)
     served = _served(top, volumes)
     shares = [_share(table, served, volumes) for table in top.tables("share")]
+    if observe.audit is None:
+        _refuse_traced(top.tables("share"))
     _refuse_repeated(top.tables("share"), served)
     top.finish()
     if volumes.sound:
         volumes.check_uses()
     config = Config(
         file,
-        state or Path(named_state),
+        typed.state or Path(state),
         listen,
-        uri_file or (Path(named_uri_file) if named_uri_file else None),
+        typed.uri_file or (Path(uri_file) if uri_file else None),
         log_level,
+        observe,
+        sandbox,
         volumes,
         served,
         shares,
         document,
     )
     _refuse_secrets(config)
+    _refuse_in_sandbox(config)
     return config
-
-
-# What is said of the service ---------------------------------------------------------------------
-
-
-def _file(table: Table, key: str, default: str) -> str:
-    """A path of this machine."""
-    text = table.get(key, str, default)
-    if text and "\0" not in text:
-        return text
-    if isinstance(table.value(key), str):
-        table.problem(key, "is no path")
-    return default
-
-
-def _listen(table: Table) -> list[str]:
-    found = []
-    for path, text in table.strings("listen"):
-        try:
-            parse_address(text)
-        except typer.BadParameter as error:
-            table.document.problem(path, error.message)
-        if text in found:
-            table.document.problem(path, f'"{text}" is there already')
-        found.append(text)
-    return found
-
-
-def _log_level(table: Table) -> str:
-    level = table.get("log-level", str, "info")
-    if level not in LOG_LEVELS:
-        table.problem("log-level", f'"{level}" is no level: {hint(level, LOG_LEVELS)}')
-    return level
 
 
 # What is served ----------------------------------------------------------------------------------
@@ -278,6 +275,13 @@ def _more(table: Table) -> Policy:
         return Policy()
 
 
+def _refuse_traced(tables: Sequence[Table]) -> None:
+    """Without an audit nothing would be traced."""
+    for table in tables:
+        if table.value("traced") is True:
+            table.problem("traced", "nothing is recorded without audit")
+
+
 def _refuse_repeated(tables: Sequence[Table], served: Sequence[str]) -> None:
     """Labels tell URIs apart, as the names of volumes do."""
     lines: dict[str, int] = {}
@@ -296,7 +300,8 @@ def _refuse_repeated(tables: Sequence[Table], served: Sequence[str]) -> None:
 
 
 def _refuse_secrets(config: Config) -> None:
-    secrets = [config.state, *([config.uri_file] if config.uri_file else [])]
+    own = (config.state, config.uri_file, config.observe.file)
+    secrets = [path for path in own if path is not None]
     for part in config.volumes.parts.values():
         for leaf in _written_leaves(part):
             try:
@@ -316,6 +321,17 @@ def _holds(spec_text: str, file: Path) -> bool:
     except Denied:
         return True
     return False
+
+
+def _refuse_in_sandbox(config: Config) -> None:
+    """Complains of what cannot be in the sandbox, where there is one."""
+    if config.sandbox is Sandbox.OFF or not config.volumes.sound:
+        return
+    for leaf in config.served_leaves:
+        try:
+            reached(composed_of(leaf.text))
+        except Unsupported as error:
+            config.document.problem(leaf.at, error.message)
 
 
 def _written_leaves(part: Part) -> list[Leaf]:
