@@ -10,7 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -256,9 +256,6 @@ class MountedDirectory(DirectoryNode):
     async def snapshot(self) -> DirectoryNode:
         inner = await snapshot_of(self.part, self.inner)
         return MountedDirectory(self.part.as_snapshot(), inner)
-
-    def watch(self) -> AsyncIterator[str]:
-        return self.inner.watch()
 
 
 def busy() -> Busy:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from capstore.schema.errors import InvalidArgument, Unsupported
@@ -254,10 +253,6 @@ class DirectoryNode(Node):
     async def snapshot(self) -> DirectoryNode:
         """A read-only directory that shows this one, with all below, as it is now."""
         raise Unsupported("this volume has no snapshots")
-
-    def watch(self) -> AsyncIterator[str]:
-        """Names of entries of this directory as they change."""
-        raise Unsupported("this volume cannot be watched")
 
 
 class Volume(ABC):

@@ -14,7 +14,7 @@ Invariants:
   so others who write below its root can lead a call out of it.  ``dir:`` is for that.
 
 What PyFilesystem2 has no means for is `Unsupported`: links are not made, entries not exchanged,
-trees not watched or snapshot.  A directory is renamed only where the filesystem does not copy it.
+trees not snapshot.  A directory is renamed only where the filesystem does not copy it.
 A file that is open outlives its name in memory and on the host; elsewhere it is `NotFound` then.
 Moving a file, where the filesystem copies it, is not atomic: while it runs, and when it fails, a
 target that is replaced may be incomplete; the source is complete until the target is.

@@ -164,9 +164,12 @@ struct Policy {
   # what is below it is not reached.  A directory with nothing but hidden entries is `notEmpty`.
   dryRun @10 :Bool;
   # Every call is answered as if it were done, and nothing is.  What was changed can be looked at
-  # through the same capability; `noSpace` beyond `dryBytes`, `busy` beyond `dryRuns`.  A saved one
-  # begins anew when it is restored.
-  traced @11 :Bool;        # the audit records every call
+  # through the same capability; `noSpace` beyond `dryBytes`, `busy` beyond `dryRuns`, of
+  # which no saved reference, with all below it, has more than are left.  A saved one begins anew
+  # when it is restored.
+  traced @11 :Bool;
+  # The audit records every call.  `unsupported` by a service that has none, also when what was
+  # saved so is restored there.
   fieldsKnown @12 :UInt16;
   # How many fields of Policy the sender knows, this one included.  A service that knows fewer
   # cannot see what else is asked for, and refuses.
@@ -333,7 +336,28 @@ interface Directory {
   # released when it is dropped.
 
   watch @17 (watcher :Watcher) -> (watch :Watch, error :Error);
-  # Tells `watcher` of changes to the entries of this directory until `watch` is dropped.
+  # Tells `watcher` what becomes of the entries of this directory, not of those below, until `watch`
+  # is closed or dropped.  Who lists when this has returned, and then follows what is told, has the
+  # directory as it is: each change is told behind its effect, and those of one name in their order.
+  # What was to be seen in the directory before this returned may be left out.
+  #
+  # Told is what is done through this service, by whatever capability and backer: `created`,
+  # `removed`, and `modified`, which is content written, appended or cut and attributes set, of what
+  # was changed by name or through a file, under the name that this was opened by and as that is
+  # renamed.  A file whose name went to another node, or that was restored from a saved reference,
+  # has none, and neither has a directory that sets its own attributes.  Renaming is `removed` and
+  # `created`, likewise what it replaces; an exchange is two of each.  What others do to a host
+  # directory, beside the service, is not told.
+  #
+  # Told is what the holder could list.  Names that its policies hide are left out; what is moved
+  # from one or to one is told of its other side.  In a dry run a watch tells of that run's changes
+  # and of no other.  A snapshot and a tree that is only read never change.
+  #
+  # It ends by itself when the capability is revoked or its time is over, when the directory is
+  # removed, and when `watcher` fails; then it lets go of `watcher`, and `watch` tells why.  When
+  # `Revoker.revoke` has returned, nothing more is told.  Codes: busy (too many watches, or
+  # capabilities, of this connection or of all), invalidArgument (no watcher), notFound (a directory
+  # that was removed).
 
   ticket @18 () -> (ticket :Data, error :Error);
   # A one-time word by which this service recognises the capability when it gets it as an
@@ -352,28 +376,37 @@ interface Directory {
 }
 
 struct Change {
+  # What became of one entry.
+
   kind @0 :ChangeKind;
-  name @1 :Text;
-  nodeId @2 :UInt64;
+  name @1 :Text;       # empty in an overflow
+  nodeId @2 :UInt64;   # of the node that the name got, lost or has; 0 if it could not be found out
 }
 
 enum ChangeKind {
   created @0;
   removed @1;
   modified @2;
-  overflow @3;   # changes were dropped: list again
+  overflow @3;   # changes were left out: list again
 }
 
 interface Watcher {
   # Served by the client.
 
   changed @0 (changes :List(Change)) -> ();
+  # One call is under way at a time: the next comes when this one was answered, and brings what
+  # happened meanwhile, each change of one name once, where it came last.  If that is more than
+  # `watchChanges` (or than a connection's share of `watchChangesTotal`), or the storage failed so
+  # that nobody knows what it did, all of it is one `overflow`.  A client that does not answer gets
+  # nothing more, and holds up nobody.  One that raises ends its watch.
 }
 
 interface Watch {
   # The life of one watch; dropping it ends it.
 
   close @0 () -> (error :Error);
+  # Ends the watch; again is no error.  For one that has ended by itself it tells why, each time:
+  # revoked, expired, notFound (the directory was removed), closed (the watcher failed).
 }
 
 # Store -----------------------------------------------------------------------------------------
@@ -592,7 +625,8 @@ interface Gate {
   restore @0 (token :Text)
       -> (capability :Capability, kind :CapabilityKind, error :Error);
   # What was saved under the token.  A token that is wrong, cut short, revoked or expired is
-  # `denied`, each with the same answer.  Codes: denied, notFound (the node is gone).
+  # `denied`, each with the same answer.  Codes: denied, notFound (the node is gone), unsupported
+  # (it is traced, and the service has no audit).
 
   info @1 () -> (info :ServiceInfo, error :Error);
 

@@ -53,6 +53,10 @@ TURN_CALLS_ALONE_MAX: Final = 256
 STALL_SECONDS_MAX: Final = 60
 IDLE_SECONDS_MAX: Final = 60
 SINKS_MAX: Final = 64
+WATCHES_MAX: Final = 256
+WATCHES_TOTAL_MAX: Final = 8192
+WATCH_CHANGES_MAX: Final = 1024
+WATCH_CHANGES_TOTAL_MAX: Final = 262_144
 GRANT_DEPTH_MAX: Final = 64
 HIDDEN_PATTERNS_MAX: Final = 32
 HIDDEN_PATTERN_BYTES_MAX: Final = 255
@@ -129,7 +133,12 @@ LIMITS: Final = (
     Limit("auditQueueLines", AUDIT_QUEUE_LINES_MAX, "lines", "yet to be written; then calls wait"),
     Limit("scrapes", SCRAPES_MAX, "connections", "to the metrics, at once"),
     Limit("maxScrapeSeconds", SCRAPE_SECONDS_MAX, "seconds", "of one of them"),
-    Limit("maxConnectionsOfPeer", CONNECTIONS_OF_PEER_MAX, "connections", "of one address or user"),
+    Limit(
+        "maxConnectionsOfPeer",
+        CONNECTIONS_OF_PEER_MAX,
+        "connections",
+        "of one address (IPv6: /64) or user",
+    ),
     Limit(
         "maxStrangers", STRANGERS_MAX, "connections", "without a token; then the oldest is closed"
     ),
@@ -177,7 +186,7 @@ LIMITS: Final = (
     ),
     Limit("dryBytes", DRY_BYTES_MAX, "bytes", "of changes that one dry run remembers"),
     Limit("dryNodes", DRY_NODES_MAX, "nodes or objects", "that one dry run remembers"),
-    Limit("dryRuns", DRY_RUNS_MAX, "dry runs", "at a time, of one volume"),
+    Limit("dryRuns", DRY_RUNS_MAX, "dry runs", "at a time, of one volume, shared by holders"),
     Limit("maxHandshakeSeconds", HANDSHAKE_SECONDS_MAX, "seconds", "for TLS"),
     Limit("maxTicketSeconds", TICKET_SECONDS_MAX, "seconds", "life of a one-time ticket"),
     Limit("maxTickets", TICKETS_MAX, "tickets", "waiting to be used, of one connection"),
@@ -251,6 +260,12 @@ LIMITS: Final = (
     Limit("pyfsPlaces", PYFS_PLACES_MAX, "places", "renamed or removed that are remembered"),
     Limit("imageDepth", IMAGE_DEPTH_MAX, "levels", "of a tree that an image is built of"),
     Limit("sinks", SINKS_MAX, "puts in pieces", "open at once, of one connection"),
+    Limit("watches", WATCHES_MAX, "watches", "of one connection"),
+    Limit("watchesTotal", WATCHES_TOTAL_MAX, "watches", "of all; who has less than a share may"),
+    Limit(
+        "watchChanges", WATCH_CHANGES_MAX, "changes", "yet to be told by a watch; then list again"
+    ),
+    Limit("watchChangesTotal", WATCH_CHANGES_TOTAL_MAX, "changes", "yet to be told, of all"),
     Limit("keyBytes", KEY_BYTES_MAX, "bytes", "of an object's key"),
     Limit("objectBytes", OBJECT_BYTES_MAX, "bytes", "of one object"),
     Limit("batchChanges", BATCH_CHANGES_MAX, "changes", "in one batch of a store"),

@@ -80,3 +80,24 @@ class Usage:
     total_nodes: int = 0
     used_nodes: int = 0
     label: str = ""
+
+
+class ChangeKind(enum.Enum):
+    """What became of an entry of a directory that is watched."""
+
+    CREATED = "created"
+    REMOVED = "removed"
+    MODIFIED = "modified"
+    OVERFLOW = "overflow"
+
+
+class Change(NamedTuple):
+    """One change of an entry, as a watch tells it.
+
+    `node_id` is that of the node that the name got, lost or has; 0 where it could not be found out.
+    Of an overflow, which means that changes were dropped, name and node are empty.
+    """
+
+    kind: ChangeKind
+    name: str = ""
+    node_id: int = 0

@@ -56,6 +56,8 @@ class Totals:
     call_bytes: int = 0
     unsent_bytes: int = 0
     capabilities: int = 0
+    watches: int = 0
+    changes: int = 0
 
     def over_share(self, used: int, limit: int, own: int) -> bool:
         """Whether all together use `limit`, and one of them with `own` more than its share."""

@@ -14,7 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 from capstore.backers.node import (
@@ -38,11 +38,12 @@ from capstore.service.decisions import ROWS, Effect
 from capstore.service.dry import dry_file
 from capstore.service.grants import Grant, Policy
 from capstore.service.ledger import Hold
+from capstore.service.watching import Place
 
 _OBSERVE, _ADD, _CHANGE = Effect.OBSERVE, Effect.ADD, Effect.CHANGE
 
 # What is of capabilities alone.
-_CAPABILITY_METHODS = frozenset({"readOnly", "attenuate", "save", "ticket"})
+_CAPABILITY_METHODS = frozenset({"readOnly", "attenuate", "watch", "save", "ticket"})
 
 # What each method of the node protocol does.  `open` does more if its flags say so.
 EFFECTS: dict[str, Effect] = {
@@ -113,10 +114,12 @@ class GuardedNode(Generic[N]):
 class _Holders:
     """How many guarded files share one open file: what one of them closes, the others still use."""
 
-    __slots__ = ("count", "hold")
+    __slots__ = ("count", "hold", "place")
 
-    def __init__(self, hold: Hold | None) -> None:
+    def __init__(self, hold: Hold | None, place: Place | None) -> None:
         self.count = 0
+        # The name that those who watch know it by.
+        self.place = place
         # That quotas know it is open; made late for what was opened under none.
         self.hold = hold
 
@@ -134,10 +137,11 @@ class GuardedFile(GuardedNode[FileNode], FileNode):
         holders: _Holders | None = None,
         *,
         hold: Hold | None = None,
+        place: Place | None = None,
     ) -> None:
         super().__init__(node, grant)
         self._closed = False
-        self._holders = holders or _Holders(hold)
+        self._holders = holders or _Holders(hold, place)
         self._holders.count += 1
 
     @property
@@ -185,7 +189,7 @@ class GuardedFile(GuardedNode[FileNode], FileNode):
         # Nothing, written behind the end, makes no gap.
         end = offset + len(data) if _check_transfer(data) else 0
         if not self.grant.accounts:
-            await self._call("write", offset, data, size=len(data))
+            await self._changed("write", offset, data, size=len(data))
         else:
             await self._accounted(
                 "write", lambda size: max(size, end), offset, data, size=len(data)
@@ -195,14 +199,14 @@ class GuardedFile(GuardedNode[FileNode], FileNode):
         self.grant.check(_ADD)
         more = _check_transfer(data)
         if not self.grant.accounts:
-            return await self._call("append", data, size=more)  # type: ignore[no-any-return]
+            return await self._changed("append", data, size=more)  # type: ignore[no-any-return]
         return await self._accounted(  # type: ignore[no-any-return]
             "append", lambda size: size + more, data, size=more
         )
 
     async def truncate(self, size: int) -> None:
         if not self.grant.accounts:
-            await self._call("truncate", size)
+            await self._changed("truncate", size)
         else:
             await self._accounted("truncate", lambda _: size, size)
 
@@ -222,10 +226,24 @@ class GuardedFile(GuardedNode[FileNode], FileNode):
                 node,
                 grant.max_file_bytes,
                 size_after,
-                lambda: getattr(node, method)(*args),
+                lambda: self._told(method, *args),
             )
         grant.check(effect)
         return result
+
+    async def _changed(self, method: str, *args: Any, size: int = 0) -> Any:
+        """A change of the content, or of attributes."""
+        effect = EFFECTS[method]
+        await self._begin(effect, size)
+        return await self._do(effect, self._told, method, *args)
+
+    def _told(self, method: str, *args: Any) -> Awaitable[Any]:
+        """The backer's own method, of which those who watch are told."""
+        node = self.node
+        change: Callable[..., Awaitable[Any]] = getattr(node, method)
+        if method in ("write", "append") and not len(args[-1]):
+            return change(*args)
+        return self.grant.hub.writing(self._holders.place, node, lambda: change(*args))
 
     async def _held(self) -> Hold:
         holders = self._holders
@@ -236,7 +254,7 @@ class GuardedFile(GuardedNode[FileNode], FileNode):
         return hold
 
     async def set_attributes(self, change: Attributes) -> None:
-        await self._call("set_attributes", change)
+        await self._changed("set_attributes", change)
 
     async def close(self) -> None:
         self.grant.check(_OBSERVE)
@@ -246,6 +264,7 @@ class GuardedFile(GuardedNode[FileNode], FileNode):
         holders = self._holders
         holders.count -= 1
         if not holders.count:
+            holders.place = None
             await super().node.close()
             if holders.hold is not None:
                 holders.hold.drop()
@@ -262,7 +281,7 @@ class GuardedFile(GuardedNode[FileNode], FileNode):
         grant = self.narrowed_grant(policy)
         # Quotas know another tree, and so the file by another hold.
         holders = _Shared(self._holders)
-        return GuardedFile(dry_file(self.node, grant.served), grant, holders)
+        return GuardedFile(dry_file(self.node, grant), grant, holders)
 
 
 class _Shared(_Holders):
@@ -273,6 +292,7 @@ class _Shared(_Holders):
     def __init__(self, under: _Holders) -> None:
         self._under = under
         self.hold = None
+        self.place = None
 
     @property
     def count(self) -> int:

@@ -10,6 +10,7 @@ Invariants:
   every link.
 * What a dry run counts is its own: it begins with copies of the books above, and those stay as they
   are.
+* Nobody gets a traced grant where nothing records its calls (`check_traced`).
 * After `end`, no call begins or answers under the grant; after `settled`, no change begun under
   it is still under way.
 """
@@ -18,15 +19,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from capstore.backers.node import Volume
 from capstore.backers.store import ObjectStore
-from capstore.schema.errors import Denied, Expired, ReadOnly, StorageError, TooLarge
+from capstore.schema.errors import (
+    Denied,
+    Expired,
+    ReadOnly,
+    StorageError,
+    TooLarge,
+    Unsupported,
+)
 from capstore.schema.limits import GRANT_DEPTH_MAX
 from capstore.service.decisions import Effect
 from capstore.service.hidden import check_all, hidden_of
@@ -34,6 +42,7 @@ from capstore.service.ledger import Ledger
 from capstore.service.policy import Policy
 from capstore.service.policy import least as _least
 from capstore.service.quota import Book, Pace
+from capstore.service.watching import Hub
 
 __all__ = ["Effect", "Grant", "Guarded", "Policy", "ServedVolume"]
 
@@ -49,12 +58,23 @@ class Guarded(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServedVolume:
-    """A volume, or a store, and the name it is served under."""
+    """A volume, or a store, and the name it is served under; `audited` is whether the calls of
+    what is traced are recorded."""
 
     name: str
     volume: Volume | ObjectStore
+    audited: bool = True
     ledger: Ledger = field(default_factory=Ledger, compare=False, repr=False)
-    dry_runs: WeakSet[object] = field(default_factory=WeakSet, compare=False, repr=False)
+    hub: Hub = field(default_factory=Hub, compare=False, repr=False)
+    # The dry runs under way, and the holders that each is counted for.
+    dry_runs: WeakKeyDictionary[object, Sequence[int]] = field(
+        default_factory=WeakKeyDictionary, compare=False, repr=False
+    )
+
+    def check_audited(self) -> None:
+        """Raises `Unsupported` if nothing records the calls of what is traced."""
+        if not self.audited:
+            raise Unsupported("tracing needs the service to be started with an audit (--audit)")
 
 
 class Grant:
@@ -81,6 +101,7 @@ class Grant:
         "expires_at",
         "hidden",
         "hidden_names",
+        "hub",
         "ledger",
         "max_file_bytes",
         "paces",
@@ -129,7 +150,9 @@ class Grant:
         self.borrowed: bool = parent is not None and parent.borrowed
         self.ledger: Ledger = served.ledger if parent is None else parent.ledger
         self.books: tuple[Book, ...] = () if parent is None else parent.books
+        self.hub: Hub = served.hub if parent is None else parent.hub
         if policy.dry_run:
+            self.hub = Hub()
             self.ledger, self.books = Ledger(), tuple(book.copy() for book in self.books)
         # Of a dry run nothing is saved.
         self.book: Book | None = None
@@ -176,8 +199,11 @@ class Grant:
     ) -> Grant:
         """A grant below this one; `used` is what is used of its quota, in bytes and nodes.
 
-        Raises `TooLarge` below `GRANT_DEPTH_MAX` others.
+        Raises `TooLarge` below `GRANT_DEPTH_MAX` others, and `Unsupported` for one that would be
+        traced, and is no saved one, where nothing is.
         """
+        if policy.traced and not reference_id:
+            self.served.check_audited()
         if self.depth >= GRANT_DEPTH_MAX:
             raise TooLarge(f"a capability is attenuated and saved at most {GRANT_DEPTH_MAX} times")
         if policy.check().hidden_names:
@@ -234,6 +260,11 @@ class Grant:
             raise ReadOnly("the capability only reads")
         if self.append_only and effect is _CHANGE:
             raise Denied("the capability only adds")
+
+    def check_traced(self) -> None:
+        """Raises `Unsupported` if it is to be traced and nothing records its calls."""
+        if self.traced:
+            self.served.check_audited()
 
     async def paced(self, effect: Effect, size: int = 0) -> None:
         """Waits for this call's turn, which brings `size` bytes, under a rate.
@@ -308,6 +339,18 @@ class Grant:
                 return grant.reference_id
             grant = grant.parent
         return 0
+
+    def holders(self) -> Sequence[int]:
+        """The saved references that this grant came from, from the top down, without that of its
+        volume's owner.  What a name lent is held by who uses the name."""
+        found: dict[int, None] = {}
+        link: Grant | None = self
+        while link is not None:
+            above = link._holder or link.parent
+            if link.reference_id and (above is not None or link.served is not self.served):
+                found[link.reference_id] = None
+            link = above
+        return list(found)[::-1]
 
     def policy_since_reference(self) -> Policy:
         """All that was taken away since the saved reference that this grant came from."""

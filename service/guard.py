@@ -4,26 +4,28 @@ Invariants, beside those of `capstore.service.file_guard`:
 
 * Whatever a guarded directory hands out is guarded by the same grant.
 * A name that is hidden does not reach the backer, and none comes back.
+* What changes a name does so by the tree's `Hub`, which tells those who watch.
 * Both sides of a move stand under the same quotas, and in the same dry run or none.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from capstore.backers.node import (
     Attributes,
     DirectoryNode,
     Entry,
     Expect,
+    FileNode,
     OpenFlags,
     Page,
     RenameMode,
     Usage,
 )
-from capstore.schema.errors import CrossVolume, Denied, InvalidArgument, NotFound, Unsupported
+from capstore.schema.errors import CrossVolume, Denied, InvalidArgument, NotFound
 from capstore.schema.limits import PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, SYMLINK_TARGET_BYTES_MAX
 from capstore.schema.names import check_name
 from capstore.service import ledger
@@ -31,9 +33,13 @@ from capstore.service.decisions import Effect, opening
 from capstore.service.dry import dry_directory
 from capstore.service.file_guard import EFFECTS, GuardedFile, GuardedNode, in_earnest
 from capstore.service.grants import Grant, Policy
+from capstore.service.ledger import Hold
 from capstore.service.quota import usage_of
+from capstore.service.watching import Hub, Place, Spot
 
 __all__ = ["EFFECTS", "GuardedDirectory", "GuardedFile"]
+
+T = TypeVar("T")
 
 _OBSERVE, _ADD, _CHANGE = Effect.OBSERVE, Effect.ADD, Effect.CHANGE
 
@@ -69,11 +75,59 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
         if hidden is not None and hidden.name((await self.node.lookup(name)).name):
             raise _not_there()
 
-    async def _at(self, name: str) -> tuple[int, str]:
-        """The name as quotas know it."""
+    async def node_id(self) -> int:
+        """Its node's id."""
         if self._id is None:
             self._id = (await self.node.stat()).node_id
-        return self._id, name
+        return self._id
+
+    async def _at(self, name: str) -> tuple[int, str]:
+        """The name as quotas know it."""
+        return await self.node_id(), name
+
+    async def _spot(self, name: str) -> Spot:
+        """The name as who watches knows it."""
+        return Spot(self.node, await self.node_id(), name)
+
+    async def _changed(
+        self, name: str, change: Callable[[], Awaitable[T]], *, touches: bool = False
+    ) -> T:
+        """Does `change`, which may make the name, or with `touches` changes what it stands for; who
+        watches is told."""
+        hub = self.grant.hub
+        if not hub.watches:
+            with hub.epoch:
+                return await change()
+        return await hub.make(await self._spot(name), change, touches=touches)
+
+    async def _opened(
+        self, name: str, change: Callable[[], Awaitable[T]], flags: OpenFlags
+    ) -> tuple[T, Place | None]:
+        """Does `change`, which opens the file `name` for writing; who watches is told if it makes
+        or empties it."""
+        touches = OpenFlags.TRUNCATE in flags
+        return await self.grant.hub.open(
+            await self._spot(name),
+            change,
+            tells=touches or OpenFlags.CREATE in flags,
+            touches=touches,
+        )
+
+    async def _moved(
+        self,
+        names: Sequence[tuple[GuardedDirectory, str]],
+        change: Callable[[], Awaitable[None]],
+        *,
+        exchanges: bool = False,
+    ) -> None:
+        """Does `change`, which removes a name or moves it to a second one; who watches is told."""
+        hub = self.grant.hub
+        if hub.is_busy:
+            spots = [await directory._spot(name) for directory, name in names]
+            await hub.move(spots, change, exchanges=exchanges)
+            return
+        with hub.epoch, hub.moving([name for _, name in names]):
+            await change()
 
     # Looking -------------------------------------------------------------------------------------
 
@@ -130,11 +184,10 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
 
     async def snapshot(self) -> GuardedDirectory:
         snapshot = await self._call("snapshot")
-        return GuardedDirectory(snapshot, self.grant.derive(Policy(read_only=True)))
-
-    def watch(self) -> AsyncIterator[str]:
-        self.grant.check(EFFECTS["watch"])
-        raise Unsupported("watching is not served yet")
+        grant = self.grant.derive(Policy(read_only=True))
+        # It has the ids of what it shows, and nothing that becomes of that is seen in it.
+        grant.hub = Hub()
+        return GuardedDirectory(snapshot, grant)
 
     # Files ---------------------------------------------------------------------------------------
 
@@ -146,47 +199,57 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
         await self._begin(effect)
         if OpenFlags.CREATE not in flags:
             await self._existing(name)
-        hold = None
+        if not flags.writes:
+            file, hold = await self._do(effect, self._open, name, flags)
+            # What it was opened for is part of its authority: saved and restored it is no more.
+            return GuardedFile(file, grant.reading(), hold=hold)
+        (file, hold), place = await self._do(
+            effect, self._opened, name, lambda: self._open(name, flags), flags
+        )
+        return GuardedFile(file, grant, hold=hold, place=place)
+
+    async def _open(self, name: str, flags: OpenFlags) -> tuple[FileNode, Hold | None]:
+        grant = self.grant
         if not grant.books:
-            file = await self._do(effect, self.node.open, name, flags)
-        else:
-            at = await self._at(name)
-            file, hold = await self._do(
-                effect, ledger.open_file, grant.ledger, grant.books, self.node, at, flags
-            )
-        # What it was opened for is part of its authority: saved and restored it is no more.
-        return GuardedFile(file, grant if flags.writes else grant.reading(), hold=hold)
+            return await self.node.open(name, flags), None
+        at = await self._at(name)
+        return await ledger.open_file(grant.ledger, grant.books, self.node, at, flags)
 
     async def create(self, name: str, *, executable: bool = False) -> GuardedFile:
         grant = self.grant
         grant.check(_ADD)
         self._name(name)
         await self._begin(_ADD)
-        hold = None
-        with grant.changing():
+
+        async def create() -> tuple[FileNode, Hold | None]:
             if not grant.books:
-                file = await self.node.create(name, executable=executable)
-            else:
-                at = await self._at(name)
-                file, hold = await ledger.create_file(
-                    grant.ledger, grant.books, self.node, at, executable=executable
-                )
-        grant.check(_ADD)
-        return GuardedFile(file, grant, hold=hold)
+                return await self.node.create(name, executable=executable), None
+            at = await self._at(name)
+            return await ledger.create_file(
+                grant.ledger, grant.books, self.node, at, executable=executable
+            )
+
+        (file, hold), place = await self._do(_ADD, self._opened, name, create, OpenFlags.CREATE)
+        return GuardedFile(file, grant, hold=hold, place=place)
 
     # Changing names ------------------------------------------------------------------------------
 
     async def _make(self, name: str, method: str, *args: Any, size: int = 0) -> Any:
         """Makes a name of a node that takes `size` bytes."""
-        grant = self.grant
-        if not grant.books:
-            return await self._call(method, name, *args, size=size)
-        effect = EFFECTS[method]
+        grant, effect = self.grant, EFFECTS[method]
         await self._begin(effect, size)
-        make, at = getattr(self.node, method), await self._at(name)
-        return await self._do(
-            effect, ledger.make, grant.ledger, grant.books, at, size, lambda: make(name, *args)
-        )
+        node = self.node
+
+        async def make() -> Any:
+            def change() -> Awaitable[Any]:
+                return getattr(node, method)(name, *args)  # type: ignore[no-any-return]
+
+            if not grant.books:
+                return await change()
+            at = await self._at(name)
+            return await ledger.make(grant.ledger, grant.books, at, size, change)
+
+        return await self._do(effect, self._changed, name, make)
 
     async def mkdir(self, name: str) -> GuardedDirectory:
         self.grant.check(_ADD)
@@ -207,19 +270,17 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
         await self._begin(_CHANGE)
         await self._existing(name)
         node = self.node
-        if not grant.books:
-            await self._do(_CHANGE, node.remove, name, expect)
-            return
-        at = await self._at(name)
-        await self._do(
-            _CHANGE,
-            ledger.remove,
-            grant.ledger,
-            grant.books,
-            node,
-            at,
-            lambda: node.remove(name, expect),
-        )
+
+        async def remove() -> None:
+            if not grant.books:
+                await node.remove(name, expect)
+                return
+            at = await self._at(name)
+            await ledger.remove(
+                grant.ledger, grant.books, node, at, lambda: node.remove(name, expect)
+            )
+
+        await self._do(_CHANGE, self._moved, [(self, name)], remove)
 
     async def rename(
         self,
@@ -236,19 +297,23 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
         if mode is RenameMode.EXCHANGE:
             await other._existing(new_name)
         node, there, grant = self.node, other.node, self.grant
-        with other.grant.changing():
+
+        async def rename() -> None:
             if not grant.books:
-                await self._do(_CHANGE, node.rename, name, there, new_name, mode)
-            else:
-                moved = ledger.move(
-                    grant.ledger,
-                    grant.books,
-                    (node, *await self._at(name)),
-                    (there, *await other._at(new_name)),
-                    lambda: node.rename(name, there, new_name, mode),
-                    replaces=mode is RenameMode.REPLACE,
-                )
-                await self._do(_CHANGE, lambda: moved)
+                await node.rename(name, there, new_name, mode)
+                return
+            await ledger.move(
+                grant.ledger,
+                grant.books,
+                (node, *await self._at(name)),
+                (there, *await other._at(new_name)),
+                lambda: node.rename(name, there, new_name, mode),
+                replaces=mode is RenameMode.REPLACE,
+            )
+
+        names, exchanges = [(self, name), (other, new_name)], mode is RenameMode.EXCHANGE
+        with other.grant.changing():
+            await self._do(_CHANGE, lambda: self._moved(names, rename, exchanges=exchanges))
         other.grant.check(_CHANGE)
 
     async def link(self, name: str, target: DirectoryNode, new_name: str) -> None:
@@ -258,20 +323,22 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
         await self._begin(_ADD)
         await self._existing(name)
         node, there, grant = self.node, other.node, self.grant
+
+        async def link() -> None:
+            if not grant.books:
+                await node.link(name, there, new_name)
+                return
+            await ledger.link(
+                grant.ledger,
+                grant.books,
+                node,
+                await self._at(name),
+                await other._at(new_name),
+                lambda: node.link(name, there, new_name),
+            )
+
         with other.grant.changing():
-            if grant.books:
-                await self._do(
-                    _ADD,
-                    ledger.link,
-                    grant.ledger,
-                    grant.books,
-                    node,
-                    await self._at(name),
-                    await other._at(new_name),
-                    lambda: node.link(name, there, new_name),
-                )
-            else:
-                await self._do(_ADD, node.link, name, there, new_name)
+            await self._do(_ADD, other._changed, new_name, link)
         other.grant.check(_ADD)
 
     def _other_side(
@@ -303,9 +370,15 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
         if name:
             self._name(name)
         await self._begin(_CHANGE)
-        if name:
-            await self._existing(name)
-        await self._do(_CHANGE, self.node.set_attributes, change, name)
+        node = self.node
+        if not name:
+            await self._do(_CHANGE, node.set_attributes, change, name)
+            return
+        await self._existing(name)
+        await self._do(
+            _CHANGE,
+            lambda: self._changed(name, lambda: node.set_attributes(change, name), touches=True),
+        )
 
     # Narrowing -----------------------------------------------------------------------------------
 
@@ -319,7 +392,7 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
         if not policy.dry_run:
             return self.narrowed(policy)
         grant = self.narrowed_grant(policy)
-        node = await dry_directory(self.node, grant.served)
+        node = await dry_directory(self.node, grant)
         grant.check(_OBSERVE)
         return GuardedDirectory(node, grant)
 

@@ -7,6 +7,7 @@ what a service sent, `Corrupt`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ from capstore.schema.errors import (
 )
 from capstore.schema.limits import HIDDEN_PATTERNS_MAX
 from capstore.schema.names import check_name
+from capstore.schema.nodes import Change, ChangeKind
 from capstore.service.decisions import POLICIES
 from capstore.service.hidden import check_pattern, shown
 from capstore.service.policy import Policy
@@ -42,7 +44,9 @@ T = TypeVar("T")
 _KINDS = tuple(NodeKind)
 _PROVENANCES = tuple(Provenance)
 _CODES = tuple(Code)
+_CHANGES = tuple(ChangeKind)
 _KIND_ORDINALS = {kind: ordinal for ordinal, kind in enumerate(_KINDS)}
+_CHANGE_ORDINALS = {kind: ordinal for ordinal, kind in enumerate(_CHANGES)}
 _PROVENANCE_ORDINALS = {origin: ordinal for ordinal, origin in enumerate(_PROVENANCES)}
 
 _NS_MIN, _NS_MAX = -(2**63), 2**63 - 1
@@ -155,6 +159,37 @@ def read_page(response: Any, after: str) -> Page:
     if any(before >= behind for before, behind in pairwise(names)) or (more and not entries):
         raise Corrupt("the service lists names out of order")
     return Page(entries, more)
+
+
+def write_changes(builder: Any, changes: Sequence[Change]) -> None:
+    """Fills the parameters of ``Watcher.changed``."""
+    builders = builder.init("changes", len(changes))
+    for index, (kind, name, node_id) in enumerate(changes):
+        told = builders[index]
+        told.kind, told.name, told.nodeId = _CHANGE_ORDINALS[kind], name, node_id
+
+
+def read_changes(params: Any) -> list[Change]:
+    """The changes that a service tells; a kind that this client does not know is an overflow.
+
+    Raises `Corrupt`.
+    """
+    try:
+        return [_read_change(told) for told in params.changes]
+    except capnp.KjException:
+        raise Corrupt("the service tells changes that are malformed") from None
+
+
+def _read_change(told: Any) -> Change:
+    kind = told.kind.raw
+    if kind >= len(_CHANGES) or _CHANGES[kind] is ChangeKind.OVERFLOW:
+        return Change(ChangeKind.OVERFLOW)
+    name = read_text(told, "name", what=Corrupt)
+    try:
+        check_name(name)
+    except InvalidName:
+        raise Corrupt("the service tells of a name that is none") from None
+    return Change(_CHANGES[kind], name, told.nodeId)
 
 
 def read_cursor(reader: Any) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import capnp
 
@@ -58,6 +58,9 @@ from capstore.service.messages import (
     write_attributes,
     write_policy,
 )
+
+if TYPE_CHECKING:
+    from capstore.service.remote_watch import Watching
 
 _UINT64_MAX = 2**64 - 1
 
@@ -379,6 +382,21 @@ class Directory(_Node, DirectoryNode):
 
     async def snapshot(self) -> Directory:
         return Directory((await answer_of(self.raw.snapshot())).directory)
+
+    def watch(self) -> Watching:
+        """What becomes of this directory's entries, from when that is entered or first asked on.
+
+        async with directory.watch() as changes:
+            entries = await directory.list()  # as it is now
+            async for change in changes:
+                ...
+
+        See `Watching`.
+        """
+        # It is built on this module.
+        from capstore.service.remote_watch import Watching
+
+        return Watching(self.raw)
 
     async def read_only(self) -> Directory:
         """The same directory without the authority to change what is in or below it."""

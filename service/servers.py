@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from capstore.backers.node import Expect, OpenFlags, RenameMode
 from capstore.schema import wire
+from capstore.schema.errors import InvalidArgument
 from capstore.schema.limits import PAGE_ENTRIES_MAX, TRANSFER_BYTES_MAX
 from capstore.service.buffers import lent
+from capstore.service.decisions import effect_of
 from capstore.service.dispatch import Server, answers
 from capstore.service.grants import Grant, Policy
 from capstore.service.guard import GuardedDirectory, GuardedFile
@@ -28,6 +30,7 @@ from capstore.service.messages import (
     write_stat,
     write_usage,
 )
+from capstore.service.watcher import Watch, WatchServer
 
 if TYPE_CHECKING:
     from capstore.service.session import Session
@@ -220,7 +223,12 @@ class DirectoryServer(Server, wire.Directory.Server):  # type: ignore[misc]
 
     @answers
     async def watch_context(self, params: Any, results: Any) -> None:
-        self._directory.watch()
+        self._directory.grant.check(effect_of("Directory", "watch"))
+        if not params._has("watcher"):
+            raise InvalidArgument("there is nobody to tell")
+        self.session.check_capabilities()
+        watch = await Watch.begun(self.session, self._directory, params.watcher)
+        results.watch = WatchServer(self.session, watch)
 
     @answers
     async def ticket_context(self, params: Any, results: Any) -> None:

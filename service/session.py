@@ -52,12 +52,14 @@ from capstore.schema.limits import (
     UNANSWERABLE_MAX,
     UNSENT_BYTES_MAX,
     UNSENT_BYTES_TOTAL_MAX,
+    WATCH_CHANGES_TOTAL_MAX,
+    WATCHES_MAX,
+    WATCHES_TOTAL_MAX,
 )
 from capstore.service.authority import Authority, Guarded
 from capstore.service.commons import CALL_COST, END_COST, Totals, Turns, cost_of
 from capstore.service.dispatch import Observer
 from capstore.service.frames import (
-    BOOTSTRAP,
     CALL,
     FINISH,
     RELEASE,
@@ -75,6 +77,7 @@ from capstore.service.transport import Transport
 
 if TYPE_CHECKING:
     from capstore.service.inlet import Inlet
+    from capstore.service.watcher import Watch
 
 log = logging.getLogger("capstore.service")
 
@@ -113,6 +116,8 @@ class Session:
         self.call_bytes = 0
         self.capabilities = 0
         self.sinks = 0
+        self.watches: set[Watch] = set()
+        self._changes_noted = 0
         self.unsent_bytes = 0
         self.reserved_bytes = 0
         self._totals = totals
@@ -275,6 +280,31 @@ class Session:
         """One fewer."""
         self.sinks -= 1
 
+    def watch_begins(self, watch: Watch) -> None:
+        """One more directory is watched.  Raises `Busy` above `WATCHES_MAX`."""
+        if len(self.watches) >= WATCHES_MAX:
+            raise Busy(f"a connection has at most {WATCHES_MAX} watches: end some")
+        totals = self._totals
+        if totals.over_share(totals.watches, WATCHES_TOTAL_MAX, len(self.watches)):
+            raise Busy("all connections together have too many watches: end some")
+        self.watches.add(watch)
+        totals.watches += 1
+
+    def watch_ended(self, watch: Watch) -> None:
+        """One fewer."""
+        self.watches.remove(watch)
+        self._totals.watches -= 1
+
+    def may_note_change(self) -> bool:
+        """Whether one more change may wait to be told to this connection."""
+        totals = self._totals
+        return not totals.over_share(totals.changes, WATCH_CHANGES_TOTAL_MAX, self._changes_noted)
+
+    def changes_noted(self, count: int) -> None:
+        """So many more changes wait to be told, or fewer."""
+        self._changes_noted += count
+        self._totals.changes += count
+
     def answer_queued(self, size: int) -> None:
         """`size` bytes of answers wait to be taken."""
         self.unsent_bytes += size
@@ -415,6 +445,8 @@ class Session:
 
     def close(self) -> None:
         """Gives everything back; the connection is gone."""
+        for watch in list(self.watches):
+            watch.end()
         self._totals.calls -= self._questions.open
         self._totals.call_bytes -= self._questions.open_bytes
         self._totals.unsent_bytes -= self.unsent_bytes
@@ -424,7 +456,8 @@ class Session:
             self._forget(ticket)
         while self._room:
             self._room.popleft().cancel()
-        self.transport = self.inlet = None
+        # Circles would leave all of it to the collector of garbage.
+        self.transport = self.inlet = self.on_proved = self.on_make_room = None
 
 
 # What an answer weighs in the mean of the last ones, as a power of two.
@@ -499,6 +532,8 @@ class MeteredTransport(Transport):
         """
         now = time.monotonic()
         session = self._session
+        for watch in list(session.watches):
+            watch.look()
         if session.is_idle(now):
             log.info("%r holds nothing and is closed", session)
             self.abort()

@@ -377,7 +377,7 @@ class GuardedStore(ObjectStore):
             policy = replace(policy, hidden_names=below(self.scope.prefix, policy.hidden_names))
         grant, store = self.grant.derive(policy), self._inner
         if policy.dry_run:
-            store = DryStore(store, grant.served)
+            store = DryStore(store, grant)
         return GuardedStore(store, grant, self.scope)
 
     # The store as a whole --------------------------------------------------------------------

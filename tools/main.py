@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from capstore.schema.errors import StorageError, TransportError
-from capstore.tools import browse, change, copy, limits, rotating, serve, share, store, top
+from capstore.tools import browse, change, copy, limits, rotating, serve, share, store, top, watch
 from capstore.tools.bench import command as bench
 from capstore.tools.console import Failed, complain, drop_stdout, explained
 from capstore.tools.fuzz import command as fuzz
@@ -38,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 _VERBS = (
-    *(serve, rotating, browse, copy, change, share, store),
+    *(serve, rotating, browse, watch, copy, change, share, store),
     *(top, image, limits, bench, fuzz, prove),
 )
 for _verbs in _VERBS:

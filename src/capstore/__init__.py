@@ -61,10 +61,12 @@ from capstore.schema.errors import (
     TransportError,
     Unsupported,
 )
+from capstore.schema.nodes import Change, ChangeKind
 from capstore.service.client import Connection, connect, open_connection
 from capstore.service.grants import Policy
 from capstore.service.remote import Directory, File, ReferenceControl, ReferenceInfo, Revoker
 from capstore.service.remote_store import RemoteNamespace, RemoteStore
+from capstore.service.remote_watch import Watching
 from capstore.service.uri import CapabilityURI
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ __all__ = [
     "Binding",
     "Busy",
     "CapabilityURI",
+    "Change",
+    "ChangeKind",
     "Closed",
     "Code",
     "Collected",
@@ -128,6 +132,7 @@ __all__ = [
     "TransportError",
     "Unsupported",
     "Usage",
+    "Watching",
     "connect",
     "open_connection",
     "open_fs",

@@ -376,8 +376,6 @@ async def test_what_there_is_no_means_for(mem: PyfsVolume) -> None:
     ):
         with pytest.raises(Unsupported):
             await missing
-    with pytest.raises(Unsupported):
-        root.watch()
     with pytest.raises(InvalidArgument):
         await file.set_attributes(Attributes(modified=2**63))
     assert await tree_of(root) == TREE

@@ -21,11 +21,15 @@ class Clock:
 
 
 async def authority_over(
-    path: Path, *, clock: Clock | None = None, volume: MemoryVolume | None = None
+    path: Path,
+    *,
+    clock: Clock | None = None,
+    volume: MemoryVolume | None = None,
+    audited: bool = True,
 ) -> tuple[Authority, MemoryVolume]:
     volume = volume or await MemoryVolume.open()
     table = ReferenceTable.load(path / "references.json", KEY)
-    authority = Authority({"m": volume}, table, KEY, clock=clock or Clock())
+    authority = Authority({"m": volume}, table, KEY, audited=audited, clock=clock or Clock())
     await authority.ensure_owners()
     return authority, volume
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from capstore.service.observing import Observers
 from capstore.service.server import Served as ServedVolume
 from capstore.service.server import Service, start
 from capstore.service.state import StateDirectory
@@ -26,12 +27,16 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    volumes: Mapping[str, ServedVolume], *, folder: Path | None = None, tls: bool = False
+    volumes: Mapping[str, ServedVolume],
+    *,
+    folder: Path | None = None,
+    tls: bool = False,
+    observers: Observers | None = None,
 ) -> AsyncIterator[Served]:
     with tempfile.TemporaryDirectory(prefix="capstore-test-") as temporary:
         home = folder or Path(temporary)
         state = StateDirectory.open(home / "state")
-        async with start(volumes, state) as service:
+        async with start(volumes, state, observers=observers) as service:
             await service.listen_unix(home / "socket")
             if tls:
                 await service.listen_tls("127.0.0.1", 0)

@@ -13,7 +13,7 @@ from typing import Any
 import capnp
 
 from capstore.schema import wire
-from capstore.service.audit import Audit
+from capstore.service.audit import Audit, Only, Selection
 from capstore.service.client import open_connection
 from capstore.service.metrics import Metrics
 from capstore.service.observing import Observers
@@ -48,6 +48,11 @@ class ListSink:
     @property
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.raw]
+
+
+def traced_only() -> Observers:
+    """With an audit of what is traced, for a service that is to serve such."""
+    return Observers(Audit(ListSink(), Selection(only=frozenset({Only.TRACED}))), None)
 
 
 @asynccontextmanager

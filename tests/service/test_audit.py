@@ -8,9 +8,6 @@ import json
 import logging
 import os
 import re
-import stat
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -27,7 +24,6 @@ from capstore.schema import wire
 from capstore.schema.errors import NotFound, Revoked, StorageIOError
 from capstore.service import gate, servers, store_servers
 from capstore.service.audit import Audit, Only, Origin, Selection
-from capstore.service.audit_file import AuditFile, AuditStream
 from capstore.service.client import connect, open_connection
 from capstore.service.dispatch import Answering, Method, Server
 from capstore.service.grants import Policy
@@ -70,7 +66,7 @@ async def heard(
     assert not audit.waiting
 
 
-# Every method ------------------------------------------------------------------------------------
+# Every method -------------------------------------------------------------------------------------
 
 
 def served_kinds(kind: type[Answering]) -> set[type[Answering]]:
@@ -93,6 +89,10 @@ def test_every_method_of_every_server_passes_the_one_place() -> None:
             assert [str(each) for each in named] == [f"{name}.{method}"]
 
 
+class _Watcher(wire.Watcher.Server):  # type: ignore[misc]
+    pass
+
+
 async def fresh(interface: str, token: str, store_token: str, raw: Any) -> Any:
     """A capability of this interface, of its own."""
     if interface == "Gate":
@@ -109,8 +109,10 @@ async def fresh(interface: str, token: str, store_token: str, raw: Any) -> Any:
         return (await root.open("file", 3)).file
     if interface == "Revoker":
         return (await root.attenuate({"revocable": True, "fieldsKnown": 13})).revoker
-    if interface in ("Broken", "Watch"):
-        return (await root.sub("no such name")).directory.cast_as(getattr(wire, interface))
+    if interface == "Broken":
+        return (await root.sub("no such name")).directory.cast_as(wire.Broken)
+    if interface == "Watch":
+        return (await root.watch(_Watcher())).watch
     return root
 
 
@@ -119,7 +121,7 @@ async def test_every_method_of_the_schema_gives_one_line(interface: str, tmp_pat
     schema = interfaces()[interface].schema
     methods = sorted(schema.method_names_inherited if interface == "Broken" else schema.methods)
     sink = ListSink()
-    audit = Audit(sink, Selection((f"{_served_as(interface)}.*",)))
+    audit = Audit(sink, Selection((f"{interface}.*",)))
     volumes = {
         "m": await MemoryVolume.open(),
         "o": await St1Store.open(tmp_path / "o.st1", create=True),
@@ -138,12 +140,7 @@ async def test_every_method_of_the_schema_gives_one_line(interface: str, tmp_pat
                 code = await code_of(getattr(capability, method)(**asked))
                 await _settled(audit)
                 said = [(line["interface"], line["method"], line["code"]) for line in sink.lines]
-                assert said == [(_served_as(interface), method, code)]
-
-
-def _served_as(interface: str) -> str:
-    """What answers in its place: watching is not served, so every watch is a broken one."""
-    return "Broken" if interface == "Watch" else interface
+                assert said == [(interface, method, code)]
 
 
 async def _settled(audit: Audit) -> None:
@@ -153,7 +150,7 @@ async def _settled(audit: Audit) -> None:
             await asyncio.sleep(0)
 
 
-# What a line says --------------------------------------------------------------------------------
+# What a line says ---------------------------------------------------------------------------------
 
 
 async def test_a_line_says_who_did_what_and_how_it_ended() -> None:
@@ -327,7 +324,7 @@ async def test_names_are_told_where_they_are_asked_for_and_keys_never(tmp_path: 
     assert all(line.isascii() and line.count(b"\n") == 1 for line in sink.raw)
 
 
-# What is recorded --------------------------------------------------------------------------------
+# What is recorded ---------------------------------------------------------------------------------
 
 
 async def exercised(selection: Selection) -> list[tuple[str, str]]:
@@ -400,7 +397,7 @@ async def test_traced_reaches_the_audit_through_attenuation() -> None:
     assert said == ["Directory.sub", "Directory.stat"]
 
 
-# Cancellation ------------------------------------------------------------------------------------
+# Cancellation -------------------------------------------------------------------------------------
 
 
 async def test_a_call_that_was_taken_back_has_a_line() -> None:
@@ -424,7 +421,7 @@ async def test_a_call_that_was_taken_back_has_a_line() -> None:
     assert usage == ["cancelled"]
 
 
-# A full queue, a full disk -----------------------------------------------------------------------
+# A full queue, a full disk ------------------------------------------------------------------------
 
 
 class Gated(ListSink):
@@ -552,110 +549,3 @@ async def test_calls_are_refused_while_a_required_audit_cannot_be_written(
                         await asyncio.sleep(0.01)
             with pytest.raises(NotFound):
                 await root.lookup("not made")
-
-
-# Files -------------------------------------------------------------------------------------------
-
-
-def lines_in(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def numbered(first: int, count: int) -> list[bytes]:
-    return [b'{"n":%d}\n' % number for number in range(first, first + count)]
-
-
-def test_a_file_is_rotated_by_its_size_and_so_many_are_kept(tmp_path: Path) -> None:
-    path = tmp_path / "audit"
-    file = AuditFile(path, size_max=100, keep=3)
-    for first in range(0, 1000, 10):
-        assert file.write(numbered(first, 10)) == (10, None)
-    file.close()
-    names = sorted(each.name for each in tmp_path.iterdir())
-    assert names == ["audit", "audit.1", "audit.2", "audit.3"]
-    kept = [line["n"] for name in reversed(names) for line in lines_in(tmp_path / name)]
-    assert kept == list(range(kept[0], 1000))
-    for name in names:
-        assert (tmp_path / name).stat().st_size <= 100
-        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
-
-
-def test_a_file_without_a_bound_is_left_to_others_and_opened_anew(tmp_path: Path) -> None:
-    path = tmp_path / "audit"
-    file = AuditFile(path, size_max=0, keep=8)
-    file.write(numbered(0, 1000))
-    path.rename(tmp_path / "moved")
-    file.write(numbered(1000, 1))
-    file.reopen()
-    file.write(numbered(1001, 1))
-    file.close()
-    assert len(lines_in(tmp_path / "moved")) == 1001
-    assert lines_in(path) == [{"n": 1001}]
-
-
-def test_a_file_goes_on_where_it_was(tmp_path: Path) -> None:
-    for number in range(3):
-        file = AuditFile(tmp_path / "audit", size_max=1000, keep=1)
-        file.write(numbered(number, 1))
-        file.close()
-    assert [line["n"] for line in lines_in(tmp_path / "audit")] == [0, 1, 2]
-
-
-def test_a_file_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match='"audit"'):
-        AuditFile(tmp_path / "missing" / "audit", size_max=0, keep=1)
-
-
-# A file may have so many bytes; SIGXFSZ is ignored, as Python has it.
-_ON_A_FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from capstore.service.audit_file import AuditFile
-file = AuditFile(Path(sys.argv[1]), size_max=0, keep=1)
-lines = [b'{"n":%d}\\n' % number for number in range(1000, 1100)]
-resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))
-first = file.write(lines)
-second = file.write(lines)
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-third = file.write(lines)
-print([(count, error and error.errno) for count, error in (first, second, third)])
-"""
-
-
-def test_a_file_on_a_full_disk_is_cut_behind_a_whole_line(tmp_path: Path) -> None:
-    path = tmp_path / "audit"
-    done = subprocess.run(
-        [sys.executable, "-c", _ON_A_FULL_DISK, str(path)], capture_output=True, check=True
-    )
-    # 100 lines of 11 bytes fit, another 100 do not.
-    assert done.stdout == b"[(100, None), (0, 27), (100, None)]\n"
-    assert [line["n"] for line in lines_in(path)] == [*range(1000, 1100)] * 2
-
-
-def test_a_stream_is_written_in_order() -> None:
-    reader, writer = os.pipe()
-    try:
-        assert AuditStream(writer).write(numbered(0, 3)) == (3, None)
-        assert os.read(reader, 1000) == b"".join(numbered(0, 3))
-    finally:
-        os.close(writer)
-        os.close(reader)
-
-
-async def test_sighup_has_the_file_opened_anew_at_once(tmp_path: Path) -> None:
-    sink = ListSink()
-    audit = Audit(sink)
-    audit.reopen()
-    while not sink.reopened:
-        await asyncio.sleep(0)
-    await audit.close()
-    assert sink.reopened == 1
-
-
-async def test_what_waits_is_written_at_the_stop(tmp_path: Path) -> None:
-    path = tmp_path / "audit"
-    audit = Audit(AuditFile(path, size_max=0, keep=1))
-    async with observed({"m": await MemoryVolume.open()}, audit) as served:
-        async with connect(served.unix["m"]) as root:
-            await root.stat()
-    assert [line["method"] for line in lines_in(path)][-1] == "stat"

@@ -5,6 +5,7 @@ What has to come is `decide` of the method's row; what the methods are is the co
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from capstore.service.remote import Attenuable, Directory, answer_of
 from capstore.service.remote_store import RemoteStore
 from tests.contract.store_model import ModelStore
 from tests.service.inprocess import serving
+from tests.service.observed import traced_only
 
 pytestmark = pytest.mark.anyio
 
@@ -168,6 +170,11 @@ async def _attenuate(cap: Any, asked: Asked) -> object:
     return await cap.attenuate(Policy())
 
 
+async def _watch(cap: Directory, asked: Asked) -> object:
+    async with cap.watch():
+        return None
+
+
 class _Sink(Attenuable):
     """A put in pieces as the schema has it, with whatever beginning it answered."""
 
@@ -205,7 +212,7 @@ CALLS: dict[tuple[str, str], Way] = {
     ("Directory", "setAttributes"): way(_set, name="f"),
     ("Directory", "usage"): derived("usage"),
     ("Directory", "snapshot"): derived("snapshot"),
-    ("Directory", "watch"): derived("watch"),
+    ("Directory", "watch"): way(_watch),
     ("Directory", "ticket"): derived("ticket"),
     ("Directory", "save"): way(ask("save", label="x")),
     ("Store", "put"): way(ask("put", "key", data=DATA), key="new"),
@@ -239,8 +246,6 @@ CALLS: dict[tuple[str, str], Way] = {
     ("Namespace", "save"): way(ask("save", label="x")),
 }
 
-# The service has no watching yet, and nothing else that answers with an error of itself.
-UNSUPPORTED = {("Directory", "watch"): Code.UNSUPPORTED}
 CONTENT, HIDDEN = b"content", "hidden-"
 
 
@@ -309,7 +314,7 @@ async def picture(directory: DirectoryNode) -> list[object]:
 async def the_scene() -> AsyncIterator[Scene]:
     volume, model = await MemoryVolume.open(), ModelStore()
     async with (
-        serving({"m": volume, "s": model}) as served,
+        serving({"m": volume, "s": model}, observers=traced_only()) as served,
         open_connection(served.unix["m"]) as tree,
         open_connection(served.unix["s"]) as store,
     ):
@@ -362,7 +367,7 @@ async def under(
 
 
 async def check_read_only(scene: Scene, key: tuple[str, str], decision: Decision) -> None:
-    expected = {Decision.YES: UNSUPPORTED.get(key), Decision.READ_ONLY: Code.READ_ONLY}[decision]
+    expected = {Decision.YES: None, Decision.READ_ONLY: Code.READ_ONLY}[decision]
     if key == ("Sink", "abort"):
         # There is no sink of a store that is only read.
         expected = Code.READ_ONLY
@@ -387,7 +392,7 @@ async def check_expired(scene: Scene, key: tuple[str, str], decision: Decision) 
 
 async def check_append_only(scene: Scene, key: tuple[str, str], decision: Decision) -> None:
     policy = Policy(append_only=True)
-    expected = Code.DENIED if decision is Decision.DENIED else UNSUPPORTED.get(key)
+    expected = Code.DENIED if decision is Decision.DENIED else None
     assert await under(scene, key, policy) == expected
     if decision is Decision.NEW_ONLY and key[0] != "Sink":
         before = await scene.picture()
@@ -418,7 +423,7 @@ async def check_max_nodes(scene: Scene, key: tuple[str, str], decision: Decision
 
 def quota_code(key: tuple[str, str], decision: Decision) -> Code | None:
     return {
-        Decision.YES: UNSUPPORTED.get(key),
+        Decision.YES: None,
         Decision.OVER_QUOTA: Code.QUOTA_EXCEEDED,
         Decision.READ_ONLY: Code.READ_ONLY,
         Decision.DENIED: Code.DENIED,
@@ -427,7 +432,7 @@ def quota_code(key: tuple[str, str], decision: Decision) -> Code | None:
 
 async def check_max_file_bytes(scene: Scene, key: tuple[str, str], decision: Decision) -> None:
     expected = {
-        Decision.YES: UNSUPPORTED.get(key),
+        Decision.YES: None,
         Decision.TOO_LARGE: Code.TOO_LARGE,
         Decision.DENIED: Code.DENIED,
     }[decision]
@@ -460,7 +465,7 @@ async def check_bytes(scene: Scene, key: tuple[str, str], decision: Decision) ->
 
 def rate_code(key: tuple[str, str], decision: Decision) -> Code | None:
     return {
-        Decision.YES: UNSUPPORTED.get(key),
+        Decision.YES: None,
         Decision.LATER: Code.BUSY,
         Decision.DENIED: Code.DENIED,
     }[decision]
@@ -471,13 +476,15 @@ async def check_hidden(scene: Scene, key: tuple[str, str], decision: Decision) -
     if decision is Decision.DENIED:
         assert await under(scene, key, policy) is Code.DENIED
         return
-    assert await under(scene, key, policy) == UNSUPPORTED.get(key)
+    assert await under(scene, key, policy) is None
     for parameter in ROWS[key].names:
         hidden = {parameter: HIDDEN + names[parameter]}
         code = await under(scene, key, policy, **hidden)
         # Whether something is there is the very answer of `has`.
         assert code is (None if key == ("Store", "has") else Code.NOT_FOUND), parameter
-    if decision is Decision.LEFT_OUT and key not in UNSUPPORTED:
+    if key == ("Directory", "watch"):
+        await check_watching(scene, policy)
+    elif decision is Decision.LEFT_OUT:
         await check_listing(scene, key[0], policy)
 
 
@@ -497,6 +504,18 @@ async def check_listing(scene: Scene, interface: str, policy: Policy) -> None:
     assert (names_of(whole_page), whole_page.more) == (seen[1], False)
 
 
+async def check_watching(scene: Scene, policy: Policy) -> None:
+    await scene.reset()
+    whole = await scene.whole("Directory")
+    narrowed = (await whole.attenuate(policy)).capability
+    async with whole.watch() as everything, narrowed.watch() as shown:
+        for name in (HIDDEN + "new", "new"):
+            await whole.mkdir(name)
+        async with asyncio.timeout(10):
+            assert (await anext(shown)).name == "new"
+            assert (await anext(everything)).name == HIDDEN + "new"
+
+
 def names_of(page: Any) -> list[str]:
     if hasattr(page, "objects"):
         return [each.key.decode("latin-1") for each in page.objects]
@@ -510,7 +529,7 @@ async def check_dry_run(scene: Scene, key: tuple[str, str], decision: Decision) 
     narrowed = (await (await scene.whole(key[0])).attenuate(Policy(dry_run=True))).capability
     cap = await reached(key[0], narrowed)
     code = await code_of(CALLS[key].call(cap, asked(CALLS[key])))
-    expected = Code.DENIED if decision is Decision.DENIED else UNSUPPORTED.get(key)
+    expected = Code.DENIED if decision is Decision.DENIED else None
     assert code == expected
     assert await scene.picture() == before
     assert (decision is Decision.AS_IF) == (
@@ -520,7 +539,7 @@ async def check_dry_run(scene: Scene, key: tuple[str, str], decision: Decision) 
 
 async def check_traced(scene: Scene, key: tuple[str, str], decision: Decision) -> None:
     assert decision is Decision.YES
-    assert await under(scene, key, Policy(traced=True)) == UNSUPPORTED.get(key)
+    assert await under(scene, key, Policy(traced=True)) is None
 
 
 CHECKS: dict[str, Callable[[Scene, tuple[str, str], Decision], Awaitable[None]]] = {
@@ -551,7 +570,7 @@ async def test_without_a_policy_every_call_does_something_or_answers() -> None:
                 before = await scene.picture()
                 cap = await reached(key[0], await scene.whole(key[0]))
                 code = await code_of(CALLS[key].call(cap, asked(CALLS[key])))
-                assert code == UNSUPPORTED.get(key), key
+                assert code is None, key
                 changed = await scene.picture() != before
                 if key not in QUIET:
                     assert changed == (row.act.effect is not Effect.OBSERVE), key
@@ -661,8 +680,8 @@ def test_the_table_of_the_guide_is_what_is_decided() -> None:
 def told_of(policy: str, acts: Sequence[Act]) -> str:
     """What the policy makes of methods with these acts: each different refusal, once."""
     keys = [key for key, row in ROWS.items() if row.act in acts and key[0] in GUARDED]
-    # What is not served yet is told by nothing, and namespaces in words below the table.
-    rows = [ROWS[key] for key in keys if key not in UNSUPPORTED and not ROWS[key].uncounted]
+    # Namespaces are told of in words below the table.
+    rows = [ROWS[key] for key in keys if not ROWS[key].uncounted]
     words = dict.fromkeys(decide(policy, row).value for row in rows)
     refusals = [word for word in words if word != Decision.YES.value]
     return ", ".join(refusals or words)
