@@ -112,6 +112,9 @@ class _Check:
         self._origins, self._copies = array("Q"), array("Q")
         # By origin, of nodes that lower layers show, too.
         self._named: dict[int, _Names] = {}
+        # The ids of all directories that users are shown; None until somebody has to know.
+        self._directories: set[int] | None = None
+        self._are_all_known = True
 
     # Marks and whiteouts -------------------------------------------------------------------------
 
@@ -201,9 +204,29 @@ class _Check:
         ids = [await _id_of(piece) for piece in lowers] if mark.origin else []
         if ids and mark.origin not in ids:
             message = "it is a copy of another directory than the one below"
-            mend = _set_mark(step, mark._replace(origin=ids[0]))
+            may = await self._takes_id(ids[0])
+            mend = _set_mark(step, mark._replace(origin=ids[0])) if may else None
             faults.append(_fault(step.where, message, mend))
         return lowers, faults
+
+    async def _takes_id(self, node_id: int) -> bool:
+        """Gives this id to a directory, if users are shown none that has it: two would be one to
+        them.  False also where that cannot be said."""
+        if self._directories is None:
+            self._directories = set()
+            try:
+                async for seen in merged(self._union, strictly=False):
+                    self._notice()
+                    if seen.kind is NodeKind.DIRECTORY:
+                        self._directories.add(seen.node_id)
+            except Closed:
+                raise
+            except StorageError:
+                self._are_all_known = False
+        if not self._are_all_known or node_id in self._directories:
+            return False
+        self._directories.add(node_id)
+        return True
 
     async def _redirected(self, redirect: str) -> tuple[Stack, str]:
         """What layers below have where a redirect leads, and what is wrong with it."""

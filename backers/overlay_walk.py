@@ -163,10 +163,11 @@ class _Merged:
         return seen
 
 
-async def merged(union: Union) -> AsyncIterator[Seen]:
+async def merged(union: Union, *, strictly: bool = True) -> AsyncIterator[Seen]:
     """All that users see, depth first.
 
-    Raises `Corrupt` for a directory that is at two places, and what reading raises.
+    Raises `Corrupt` for a directory that is at two places, which if not `strictly` is entered at
+    the first alone, and what reading raises.
     """
     levels = [_Merged(await union.root())]
     entered: set[int] = set()
@@ -178,6 +179,8 @@ async def merged(union: Union) -> AsyncIterator[Seen]:
         yield seen
         if seen.kind is NodeKind.DIRECTORY:
             if seen.node_id in entered or len(levels) > IMAGE_DEPTH_MAX:
-                raise Corrupt("a directory is at another place, too, or too deep")
+                if strictly:
+                    raise Corrupt("a directory is at another place, too, or too deep")
+                continue
             entered.add(seen.node_id)
             levels.append(_Merged(await union.descend(levels[-1].stack, seen.entry.name)))

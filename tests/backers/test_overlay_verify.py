@@ -1,40 +1,32 @@
-"""Upper layers checked against lower ones: what is found, what is mended, and that nobody sees
-that."""
+"""Upper layers checked against lower ones: what is found, and what is mended."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 from capstore.backers.hostdir import HostVolume
-from capstore.backers.layer import Found, FoundPage, Layer, Mark, PlainLayer, Upper
+from capstore.backers.layer import Found, FoundPage, Layer, Mark, PlainLayer
 from capstore.backers.layers import open_layer, open_upper
 from capstore.backers.memory import MemoryVolume
 from capstore.backers.named import NamedUpper
 from capstore.backers.named_notes import HIDDEN
 from capstore.backers.named_view import NamedView
-from capstore.backers.node import DirectoryNode, Node, NodeKind, OpenFlags, Provenance, Stat, Volume
+from capstore.backers.node import DirectoryNode, Node, Stat, Volume
 from capstore.backers.overlay import OverlayVolume
 from capstore.backers.overlay_verify import verify_layers, verify_overlay
-from capstore.images.tree import Finding
-from capstore.schema.errors import Corrupt, ReadOnly, StorageError
-from tests.backers.overlay_twin import Twin
-from tests.backers.overlays import UPPERS, Hard, Stack, file, folder, ideal, stacked
-from tests.backers.test_overlay_model import STEPS, hold_all
-from tests.contract.harness import entries_of, populate, tree_of
+from capstore.schema.errors import Corrupt, ReadOnly
+from tests.backers.overlays import UPPERS, Hard, file, folder, stacked
+from tests.backers.verifying import BELOW, LIKE, WRITE, found, layers, mended, said
+from tests.contract.harness import populate
 from tests.contract.wf1 import FOLDER
 
 pytestmark = pytest.mark.anyio
 
-WRITE = OpenFlags.WRITE
-LIKE = Stat(NodeKind.FILE, 0, 0, 0, 5, 6, Provenance.WALL_CLOCK)
-BELOW = {"d": {"f": b"below", "in": {"deep": b"1"}}, "f": b"file", "g": b"other"}
 # One file with three names.
 SHARED = folder(
     {
@@ -44,56 +36,6 @@ SHARED = folder(
     }
 )
 NATIVE = ("memory", "wf1")
-
-
-@asynccontextmanager
-async def layers(kind: str) -> AsyncIterator[tuple[Upper, Layer]]:
-    """An empty upper layer, and a lower one with `BELOW`."""
-    with tempfile.TemporaryDirectory(prefix="capstore-test-", dir=FOLDER) as place:
-        volume = await UPPERS[kind](Path(place))
-        lower = await MemoryVolume.open()
-        await populate(lower.root, BELOW)
-        yield await open_upper(volume), open_layer(lower)
-        await volume.close()
-
-
-async def found(upper: Layer, *lowers: Layer, repair: bool = False) -> list[Finding]:
-    return [each async for each in verify_layers(upper, lowers, repair=repair)]
-
-
-def said(findings: Sequence[Finding]) -> list[tuple[str, str, bool]]:
-    """Where, the first words, and whether it is repairable."""
-    return [(one.where, one.message, one.repairable) for one in findings]
-
-
-async def seen(upper: Upper, *lowers: Layer) -> list[tuple[object, ...]]:
-    """All that users see through the layers, but for versions and ids."""
-    overlay = await OverlayVolume.over(upper, lowers)
-    shown: list[tuple[object, ...]] = []
-
-    async def look(directory: DirectoryNode, path: str) -> None:
-        for entry in await entries_of(directory):
-            stat = entry.stat._replace(version=0, node_id=0)
-            shown.append((path + entry.name, stat, entry.target))
-            if stat.kind is NodeKind.DIRECTORY:
-                await look(await directory.sub(entry.name), f"{path}{entry.name}/")
-
-    await look(overlay.root, "/")
-    return [*shown, (await overlay.root.stat())._replace(version=0), await tree_of(overlay.root)]
-
-
-async def mended(upper: Upper, *lowers: Layer) -> list[tuple[str, str, bool]]:
-    """What is wrong, when it has been mended without anybody seeing it."""
-    before = await found(upper, *lowers)
-    shown = await seen(upper, *lowers)
-    repaired = await found(upper, *lowers, repair=True)
-    # Mending one fault can mend another.
-    assert all(one in before for one in repaired)
-    assert await seen(upper, *lowers) == shown
-    left = await found(upper, *lowers)
-    assert not any(one.repairable for one in left)
-    assert left == [one for one in before if not one.repairable]
-    return said(before)
 
 
 # Whiteouts and marks ------------------------------------------------------------------------------
@@ -469,7 +411,7 @@ async def test_a_folder_that_never_was_a_layer_has_no_faults() -> None:
         assert await viewed(place, lower) == []
         (place / HIDDEN).mkdir()
         assert await viewed(place, lower) == []
-        (place / HIDDEN / "work").write_bytes(b"no directory")
+        (place / HIDDEN / "making").write_bytes(b"no directory")
         assert await viewed(place, lower) == []
 
 
@@ -478,27 +420,29 @@ async def test_an_interrupted_copy_is_found_and_removed() -> None:
         upper = await named(place)
         copy = await upper.unnamed()
         await copy.write(0, b"half of it")
-        work = place / HIDDEN / "work"
-        (token,) = work.iterdir()
+        making = place / HIDDEN / "making"
+        (token,) = making.iterdir()
         # As a killed process leaves it.
         content = token.read_bytes()
         await copy.close()
         await upper.volume.close()
         token.write_bytes(content)
-        (work / "more").mkdir()
-        (work / "more" / "deep").mkdir()
+        (making / "more").mkdir()
+        (making / "more" / "deep").mkdir()
         words = "it was being made when the overlay stopped"
-        expected = sorted((f"/{HIDDEN}/work/{name}", words, True) for name in ("more", token.name))
+        expected = sorted(
+            (f"/{HIDDEN}/making/{name}", words, True) for name in ("more", token.name)
+        )
         assert await viewed(place, lower) == expected
         # Opened to be written, it is undone.
         upper = await named(place)
         assert await found(upper, lower, repair=True) == []
-        assert list(work.iterdir()) == []
-        (work / "left").mkdir()
+        assert list(making.iterdir()) == []
+        (making / "left").mkdir()
         assert said(await found(upper, lower, repair=True)) == [
-            (f"/{HIDDEN}/work/left", words, True)
+            (f"/{HIDDEN}/making/left", words, True)
         ]
-        assert list(work.iterdir()) == []
+        assert list(making.iterdir()) == []
         await upper.volume.close()
 
 
@@ -574,72 +518,3 @@ async def test_each_entry_is_noticed() -> None:
         looked = verify_layers(upper, [lower], repair=False, notice=lambda: calls.append(None))
         assert [one async for one in looked] == []
         assert len(calls) == 3
-
-
-QUICK = settings(
-    max_examples=8,
-    deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-NAMES = st.sampled_from(["-", "a", "b", "c", "é", "new"])
-PATHS = st.lists(NAMES, max_size=2)
-HARM = st.one_of(
-    st.tuples(st.just("cover"), PATHS, NAMES),
-    st.tuples(
-        st.just("mark"),
-        PATHS,
-        st.booleans(),
-        st.sampled_from(["", "a", "a/b", "c", "a/a", "no/where"]),
-        st.integers(0, 2),
-    ),
-)
-
-
-async def _harmed(upper: Upper, harm: Sequence[tuple[object, ...]]) -> None:
-    """Whiteouts and marks in the upper layer that no overlay would make."""
-    for what, path, *arguments in harm:
-        directory = upper.root
-        try:
-            for name in path:  # type: ignore[attr-defined]
-                directory = await directory.sub(name)
-            if what == "cover":
-                await upper.cover(directory, str(arguments[0]))
-            elif path:
-                opaque, redirect, origin = arguments
-                redirect = str(redirect) if upper.redirects else ""
-                mark = Mark(bool(opaque), redirect, 1000 * int(str(origin)))
-                await upper.set_mark(directory, mark)
-        except StorageError:
-            # There is no such directory.
-            continue
-
-
-@pytest.mark.parametrize("kind", UPPERS)
-@QUICK
-@given(steps=st.lists(STEPS, max_size=20), harm=st.lists(HARM, max_size=12))
-async def test_nobody_sees_what_is_mended(
-    kind: str, steps: list[tuple[object, ...]], harm: list[tuple[object, ...]]
-) -> None:
-    async with stacked(f"{kind} over ro1+tar") as stack:
-        await _stepped(stack, steps)
-        upper = await open_upper(await stack.open_upper_volume())
-        lowers = [open_layer(one) for one in await stack.open_lowers()]
-        await _harmed(upper, harm)
-        await mended(upper, *lowers)
-        for layer in (upper, *lowers):
-            await layer.volume.close()
-
-
-async def _stepped(stack: Stack, steps: list[tuple[object, ...]]) -> None:
-    """Has users do things."""
-    volume = await stack.open()
-    twin = Twin.of(volume.root, ideal(stack.tree))
-    await hold_all(twin)
-    for name, *arguments in steps:
-        if name != "reopen":
-            await getattr(twin, str(name))(*arguments)
-            await twin.check()
-    for handle, _ in [*twin.readers, *twin.files]:
-        await handle.close()
-    await volume.close()
