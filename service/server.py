@@ -258,9 +258,13 @@ class Service:
                 with suppress(StorageError):  # it was logged, and is tried again
                     await self._authority.commit()
             self._turns.look()
-            for session in self.sessions:
-                if session.transport is not None:
-                    session.transport.look()
+            self._look()
+
+    def _look(self) -> None:
+        # Not in the loop above, which would keep the last one until it looks again.
+        for session in self.sessions:
+            if session.transport is not None:
+                session.transport.look()
 
     # Stopping ----------------------------------------------------------------------------------
 
