@@ -205,8 +205,8 @@ class _Check:
         if ids and mark.origin not in ids:
             message = "it is a copy of another directory than the one below"
             may = await self._takes_id(ids[0])
-            mend = _set_mark(step, mark._replace(origin=ids[0])) if may else None
-            faults.append(_fault(step.where, message, mend))
+            adopted = _set_mark(step, mark._replace(origin=ids[0])) if may else None
+            faults.append(_fault(step.where, message, adopted))
         return lowers, faults
 
     async def _takes_id(self, node_id: int) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio
 
 from capstore.backers import hostfd
+from tests.contract.harness import Link
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -73,3 +74,16 @@ def exchange(one: Path, other: Path) -> None:
         hostfd.rename_at(above, names[0], above, names[1], hostfd.RENAME_EXCHANGE)
     finally:
         os.close(above)
+
+
+def host_tree(folder: Path) -> dict[str, object]:
+    """Everything below `folder`, as `tree_of` gives it of a volume."""
+    tree: dict[str, object] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink():
+            tree[path.name] = Link(os.readlink(path))
+        elif path.is_dir():
+            tree[path.name] = host_tree(path)
+        else:
+            tree[path.name] = path.read_bytes()
+    return tree

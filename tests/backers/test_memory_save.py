@@ -24,6 +24,7 @@ from capstore.schema.errors import (
     StorageIOError,
     TooLarge,
 )
+from tests.backers.hosts import host_tree
 from tests.contract.harness import (
     Link,
     content_of,
@@ -116,23 +117,11 @@ async def test_gnu_tar_reads_it(tmp_path: Path) -> None:
     subprocess.run(
         ["tar", "--warning=no-unknown-keyword", "-xf", path, "-C", out], check=True, text=True
     )
-    assert _host_tree(out) == tree
+    assert host_tree(out) == tree
     stat = (out / "f").stat()
     assert stat.st_mtime_ns == 1_500_000_000_123456789
     assert stat.st_mode & 0o777 == 0o755
     assert stat.st_ino == (out / "d" / "hard").stat().st_ino
-
-
-def _host_tree(folder: Path) -> dict[str, object]:
-    tree: dict[str, object] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink():
-            tree[path.name] = Link(os.readlink(path))
-        elif path.is_dir():
-            tree[path.name] = _host_tree(path)
-        else:
-            tree[path.name] = path.read_bytes()
-    return tree
 
 
 async def test_sync_saves_and_skips(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from capstore.schema.errors import (
     Corrupt,
     NoSpace,
 )
+from tests.backers.hosts import host_tree
 from tests.backers.memory_layers import LIKE, OPAQUE, SHARED, copied, dump, fill
 from tests.contract.harness import (
     Link,
@@ -40,18 +41,6 @@ async def used(volume: MemoryVolume) -> tuple[int, int]:
 
 async def saved(path: Path) -> MemoryVolume:
     return await MemoryVolume.open(file=str(path))
-
-
-def _host_tree(folder: Path) -> dict[str, object]:
-    tree: dict[str, object] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink():
-            tree[path.name] = Link(os.readlink(path))
-        elif path.is_dir():
-            tree[path.name] = _host_tree(path)
-        else:
-            tree[path.name] = path.read_bytes()
-    return tree
 
 
 # Marks --------------------------------------------------------------------------------------------
@@ -161,7 +150,7 @@ async def test_gnu_tar_reads_an_upper(tmp_path: Path) -> None:
     (unnamed,) = (out / "@unnamed").iterdir()
     assert os.readlink(unnamed) == "target"
     unnamed.unlink()
-    assert _host_tree(out) == {
+    assert host_tree(out) == {
         ".wh." + "n" * 251: b"",
         ".wh.white": b"",
         "@unnamed": {},

@@ -230,12 +230,12 @@ SOME = [(upper, step) for upper in UPPERS for step in LONGEST if upper != "memor
 @pytest.mark.parametrize(("upper", "step"), [*ALL, *SOME])
 async def test_a_cancelled_step_is_whole_or_not_at_all(upper: str, step: str) -> None:
     """At some awaits; the long tests take all."""
-    await _each(upper, step, 12 if upper == "memory" else 4)
+    await _each(upper, step, 6 if upper == "memory" else 3)
 
 
 @pytest.mark.parametrize(("upper", "step"), [*ALL, *SOME])
 async def test_a_step_with_a_call_that_fails_is_whole_or_not_at_all(upper: str, step: str) -> None:
-    await _each(upper, step, 4, fails=True)
+    await _each(upper, step, 3, fails=True)
 
 
 @pytest.mark.long

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import pytest
@@ -31,25 +31,9 @@ from tests.backers.upperwork import (
     put,
     stat_of,
 )
-from tests.contract.uppers import UPPERS, UpperHarness
+from tests.contract.uppers import UpperHarness
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=UPPERS)
-async def harness(request: pytest.FixtureRequest) -> AsyncIterator[UpperHarness]:
-    async with UPPERS[request.param]() as made:
-        yield made
-
-
-@pytest.fixture
-def upper(harness: UpperHarness) -> Upper:
-    return harness.upper
-
-
-@pytest.fixture
-def root(upper: Upper) -> DirectoryNode:
-    return upper.root
 
 
 # Times -------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from capstore.backers.layer import NO_MARK, WHITEOUT, Found, Mark, Upper
@@ -24,25 +22,9 @@ from tests.backers.upperwork import (
     put,
     stat_of,
 )
-from tests.contract.uppers import UPPERS, UpperHarness
+from tests.contract.uppers import UpperHarness
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=UPPERS)
-async def harness(request: pytest.FixtureRequest) -> AsyncIterator[UpperHarness]:
-    async with UPPERS[request.param]() as made:
-        yield made
-
-
-@pytest.fixture
-def upper(harness: UpperHarness) -> Upper:
-    return harness.upper
-
-
-@pytest.fixture
-def root(upper: Upper) -> DirectoryNode:
-    return upper.root
 
 
 # What users do -----------------------------------------------------------------------------------

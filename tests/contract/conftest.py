@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from capstore.backers.node import DirectoryNode
 from capstore.backers.store import ObjectStore
@@ -37,13 +38,16 @@ def tree_of_reader(reader: Harness) -> Tree:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # Not as `params=` of the fixtures: registration may come after they are defined.
     if "harness" in metafunc.fixturenames:
-        marks = {name: [pytest.mark.long] for name in LONG}
-        names = [pytest.param(name, marks=marks.get(name, ())) for name in HARNESSES]
-        metafunc.parametrize("harness", names, indirect=True)
+        metafunc.parametrize("harness", _some_long(HARNESSES), indirect=True)
     if "reader" in metafunc.fixturenames:
         metafunc.parametrize("reader", list(READERS), indirect=True)
     if "store_harness" in metafunc.fixturenames:
-        metafunc.parametrize("store_harness", list(STORES), indirect=True)
+        metafunc.parametrize("store_harness", _some_long(STORES), indirect=True)
+
+
+def _some_long(names: Iterable[str]) -> list[ParameterSet]:
+    marks = {name: [pytest.mark.long] for name in LONG}
+    return [pytest.param(name, marks=marks.get(name, ())) for name in names]
 
 
 @pytest.fixture

@@ -194,5 +194,6 @@ HARNESSES["memory"] = _memory
 HARNESSES["dir"] = _dir
 HARNESSES["memory+delay"] = delayed(_memory)
 HARNESSES["dir+delay"] = delayed(_dir)
+LONG.add("dir+delay")
 READERS["memory-snapshot"] = _memory_snapshot
 READERS["dir-read-only"] = _dir_read_only

@@ -114,6 +114,6 @@ HARNESSES["mounts-mounted"] = _mounted
 HARNESSES["mounts-nested"] = _nested
 HARNESSES["mounts-mounted+delay"] = delayed(_mounted)
 HARNESSES["rpc-mounts"] = _remote
-LONG |= {"mounts-mounted", "mounts-nested"}
+LONG |= {"mounts-mounted", "mounts-nested", "rpc-mounts"}
 READERS["mounts-snapshot"] = _snapshot
 READERS["mounts-read-only"] = _read_only

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from capstore.backers.st1 import St1Store
 from capstore.backers.store import ObjectStore
+from tests.contract.harness import LONG
 from tests.contract.stores import Opener, register
 from tests.contract.wf1 import FOLDER
 
@@ -31,3 +32,4 @@ def _opener(size: int | None) -> Opener:
 
 register("st1", _opener(None))
 register("st1-fixed", _opener(FIXED_BYTES))
+LONG |= {"st1-fixed+delay", "rpc-st1-fixed"}

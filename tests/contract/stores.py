@@ -32,6 +32,7 @@ from capstore.service.client import connect
 from capstore.service.remote_store import RemoteStore
 from capstore.service.server import Service
 from tests.contract.faults import Delays
+from tests.contract.harness import LONG
 from tests.contract.store_model import ModelStore
 from tests.service.inprocess import serving
 
@@ -60,6 +61,7 @@ def register(name: str, opener: Opener) -> None:
     STORES[f"{name}+delay"] = _delayed(STORES[name])
     STORES[f"rpc-{name}"] = _remote(opener)
     STORES[f"rpc-{name}+delay"] = _delayed(STORES[f"rpc-{name}"])
+    LONG.add(f"rpc-{name}+delay")
 
 
 def _plain(opener: Opener) -> Factory:

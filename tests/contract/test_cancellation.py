@@ -70,6 +70,10 @@ CHANGES: dict[str, tuple[Change, Tree]] = {
 }
 
 
+# Each second moment is enough by default; all of them are left to the long tests.
+STRIDES = [pytest.param(2, id="some"), pytest.param(1, id="all", marks=pytest.mark.long)]
+
+
 async def _turns(count: int) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
@@ -88,13 +92,14 @@ async def _cancelled(change: Awaitable[object], patience: Awaitable[None]) -> No
         await task
 
 
+@pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("name", CHANGES)
-async def test_whole_or_not_at_all(harness: Harness, name: str) -> None:
+async def test_whole_or_not_at_all(harness: Harness, name: str, stride: int) -> None:
     root = harness.root
     change, after = CHANGES[name]
     moments = [lambda count=count: _turns(count) for count in range(1, 12)]
     moments += [lambda step=step: asyncio.sleep(step * 0.0001) for step in range(1, 6)]
-    for moment in moments:
+    for moment in moments[::stride]:
         await populate(root, BEFORE)
         await _cancelled(change(root), moment())
         await harness.settled()

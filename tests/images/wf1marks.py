@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from capstore.images import wf1
@@ -15,6 +16,7 @@ from capstore.images.wf1_verify import verify
 from capstore.schema.nodes import NodeKind, Provenance, Stat
 from tests.images.wf1model import new_device, read
 
+ROOT = wf1.ROOT
 LIKE = Stat(
     kind=NodeKind.FILE,
     size=5,
@@ -109,3 +111,47 @@ def sample(size: int | None = None) -> Engine:
     copied(engine, root, "shown", b"shown below", SHOWN)
     engine.sync()
     return engine
+
+
+# What makes, changes and removes them; each on a sample.
+Operation = Callable[[Engine], object]
+
+OPERATIONS: dict[str, Operation] = {
+    "create over a whiteout": lambda e: e.create(ROOT, "gone"),
+    "mkdir over a whiteout": lambda e: e.mkdir(ROOT, "gone"),
+    "mkdir opaque": lambda e: e.mkdir(ROOT, "new", opaque=True),
+    "symlink over a whiteout": lambda e: e.symlink(ROOT, "gone", "t"),
+    "link over a whiteout": lambda e: e.link(ROOT, "f", ROOT, "gone"),
+    "cover": lambda e: e.cover(ROOT, "new"),
+    "remove a file": lambda e: e.remove(ROOT, "l", cover=True),
+    "remove one of two names": lambda e: e.remove(ROOT, "f", cover=True),
+    "remove a directory": lambda e: e.remove(ROOT, "empty", cover=True),
+    "remove one with whiteouts": lambda e: e.remove(ROOT, "white", cover=True),
+    "remove one with whiteouts, uncovered": lambda e: e.remove(ROOT, "white"),
+    "remove what is shown below": lambda e: e.remove(ROOT, "shown", cover=True),
+    "rename": lambda e: e.rename(ROOT, "f", ROOT, "new", cover=True),
+    "rename over a whiteout": lambda e: e.rename(ROOT, "f", ROOT, "gone", cover=True),
+    "rename over a file": lambda e: e.rename(ROOT, "l", ROOT, "f", cover=True),
+    "rename over what is shown below": lambda e: e.rename(ROOT, "f", ROOT, "shown", cover=True),
+    "rename a directory": lambda e: e.rename(
+        ROOT, "full", number(e, "empty"), "new", cover=True, mark=MARKED
+    ),
+    "rename a directory over a whiteout": lambda e: e.rename(
+        ROOT, "full", ROOT, "gone", cover=True, mark=MARKED
+    ),
+    "rename a directory over one with whiteouts": lambda e: e.rename(
+        ROOT, "full", ROOT, "white", cover=True, mark=MARKED
+    ),
+    "rename a marked directory": lambda e: e.rename(ROOT, "marked", ROOT, "new", mark=Mark()),
+    "exchange": lambda e: e.exchange(
+        ROOT, "full", ROOT, "marked", mark=MARKED, new_mark=Mark(origin=3)
+    ),
+    "exchange with a file": lambda e: e.exchange(ROOT, "full", ROOT, "f", mark=MARKED),
+    "copy up a file": lambda e: copied(e, ROOT, "new", b"copy" * 30_000, SHOWN),
+    "copy up a directory": lambda e: e.copy_up.directory(ROOT, "new", LIKE, MARKED),
+    "copy up a link": lambda e: e.copy_up.symlink(ROOT, "new", "target", LIKE, SHOWN),
+    "adopt": lambda e: e.copy_up.adopt(number(e, "shown"), ROOT, "new"),
+    "set a mark": lambda e: e.copy_up.set_mark(number(e, "full"), MARKED),
+    "clear a mark": lambda e: e.copy_up.set_mark(number(e, "marked"), Mark()),
+    "reset": lambda e: e.reset(),
+}

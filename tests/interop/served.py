@@ -7,9 +7,6 @@ with running(folder) as service:
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +22,7 @@ from capstore.images.ro1_build import Ro1Builder
 from capstore.schema.errors import Code, StorageError
 from capstore.service.server import Service
 from tests.service.inprocess import serving
+from tests.service.on_a_thread import OnAThread
 
 T = TypeVar("T")
 
@@ -66,7 +64,7 @@ async def damaged(folder: Path) -> ImageVolume:
     return volume
 
 
-class RunningService:
+class RunningService(OnAThread):
     """Made by `running`."""
 
     service: Service
@@ -74,24 +72,9 @@ class RunningService:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.unix, self.tls = folder / "unix", folder / "tls"
-        self._failure: BaseException | None = None
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="service of the tour")
-        self._thread.start()
-        assert self._ready.wait(20)
-        if self._failure is not None:
-            raise self._failure
+        super().__init__("service of the tour")
 
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._main())
-        except BaseException as error:
-            self._failure = error
-        finally:
-            self._ready.set()
-
-    async def _main(self) -> None:
-        self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
+    async def serve(self) -> None:
         (self.folder / "d").mkdir()
         volumes = {
             "m": await MemoryVolume.open(),
@@ -106,22 +89,14 @@ class RunningService:
                 path.touch(mode=0o600)
                 path.write_text("".join(f"{name}\t{uri}\n" for name, uri in uris.items()))
             self.service = served.service
-            self._ready.set()
-            await self._done.wait()
+            await self.until_stopped()
         del self.service
-        # What pycapnp made here has to be freed here, cycles included.
-        gc.collect()
 
     def do(self, function: Callable[[], T]) -> T:
         async def called() -> T:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(called(), self._loop).result(20)
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._done.set)
-        self._thread.join(20)
-        assert not self._thread.is_alive(), "the service does not stop"
+        return self.run(called())
 
 
 @contextmanager

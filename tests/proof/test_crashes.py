@@ -25,17 +25,12 @@ from capstore.tools.prove.wf1_canaries import CANARIES
 from capstore.tools.prove.wf1_start import start
 from capstore.tools.prove.wf1_subject import SUBJECT
 from capstore.tools.prove.workload import Step, steps
+from tests.proof.holding import assert_each_holds
 
 # Every mode, few samples: the seconds that a run of all tests has for it.
 SHORT = Search("short", tuple(Mode), subset_changes_max=3, samples=2, nested_max=0)
 NESTED = Search("nested", (Mode.LINEAR, Mode.DROPS, Mode.RANDOM), samples=2, nested_max=1)
 SEED = 20_000
-
-
-def assert_holds(tally: Tally) -> None:
-    shown = [f"{f.outcome}: {f.detail}\n{f.state}\n{f.steps}" for f in tally.failures]
-    assert not shown, "\n\n".join(shown)
-    assert tally.states >= tally.workloads > 0
 
 
 def of(names: Sequence[str], search: Search) -> Tally:
@@ -52,22 +47,22 @@ def test_every_single_operation() -> None:
         if workload_of(SUBJECT, name).parts[0][-1] == Step("sync")
     ]
     assert len(names) > 100
-    assert_holds(of(names, SHORT))
+    assert_each_holds(of(names, SHORT))
 
 
 def test_some_pairs_of_operations() -> None:
     assert len(ace_names(SUBJECT, 2)) > 39_000
-    assert_holds(of(ace_names(SUBJECT, 2)[::500], SHORT))
+    assert_each_holds(of(ace_names(SUBJECT, 2)[::500], SHORT))
 
 
 @pytest.mark.parametrize("name", scenario_names(SUBJECT))
 def test_scenarios(name: str) -> None:
-    assert_holds(of([name], NESTED))
+    assert_each_holds(of([name], NESTED))
 
 
 def test_crashes_behind_crashes() -> None:
     tally = of([*ace_names(SUBJECT, 1)[::40], *chance_names(SEED, 2, 12)], NESTED)
-    assert_holds(tally)
+    assert_each_holds(tally)
     phases = {phase for _, phase, _, _ in tally.shapes}
     assert phases >= {"recovery", "checkpoint", "operation", "operation after a crash"}
 
@@ -162,19 +157,21 @@ def test_workloads_are_what_their_names_say() -> None:
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("search", [exhaustive(8), chance(1)], ids=lambda search: search.name)
 def test_all_workloads_of_length_1_and_scenarios(search: Search) -> None:
-    assert_holds(run(chunks(SUBJECT, [*scenario_names(SUBJECT), *ace_names(SUBJECT, 1)], [search])))
+    assert_each_holds(
+        run(chunks(SUBJECT, [*scenario_names(SUBJECT), *ace_names(SUBJECT, 1)], [search]))
+    )
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_all_workloads_of_length_2() -> None:
-    assert_holds(run(chunks(SUBJECT, ace_names(SUBJECT, 2), [exhaustive(5), chance(2)])))
+    assert_each_holds(run(chunks(SUBJECT, ace_names(SUBJECT, 2), [exhaustive(5), chance(2)])))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_many_workloads_by_chance() -> None:
-    assert_holds(run(chunks(SUBJECT, chance_names(1000, 1000), [exhaustive(5), chance(3)])))
+    assert_each_holds(run(chunks(SUBJECT, chance_names(1000, 1000), [exhaustive(5), chance(3)])))
 
 
 @pytest.mark.long
@@ -187,4 +184,4 @@ def test_long_workloads_by_chance() -> None:
                 SUBJECT, workload_of(SUBJECT, name), Search("random(4)", (Mode.RANDOM,), samples=6)
             )
         )
-    assert_holds(tally)
+    assert_each_holds(tally)

@@ -19,7 +19,6 @@ from capstore.tools.prove.damage import (
     used_places,
 )
 from capstore.tools.prove.examine import Outcome
-from capstore.tools.prove.explore import Tally
 from capstore.tools.prove.kill import (
     CALLS,
     Killed,
@@ -34,13 +33,7 @@ from capstore.tools.prove.power import cut_power, why_no_power_cut
 from capstore.tools.prove.running import scenario_names, workload_of
 from capstore.tools.prove.wf1_load import BACKER, ENGINE, LOADS, make
 from capstore.tools.prove.wf1_subject import SUBJECT
-
-
-def assert_holds(tally: Tally) -> None:
-    shown = [f"{f.state}: {f.outcome}: {f.detail}\n{f.steps}" for f in tally.failures]
-    assert not shown, "\n\n".join(shown)
-    assert tally.states
-
+from tests.proof.holding import assert_holds
 
 # Countdown ----------------------------------------------------------------------------------------
 

@@ -30,18 +30,13 @@ from capstore.tools.prove.running import (
     workload_of,
 )
 from capstore.tools.prove.workload import Step, steps
+from tests.proof.holding import assert_each_holds
 
 # Few samples: the seconds that a run of all tests has for it.
 SHORT = Search("short", tuple(Mode), subset_changes_max=3, samples=1, nested_max=0)
 PREFIXES = Search("prefixes", (Mode.PREFIXES,), nested_max=0)
 NESTED = Search("nested", (Mode.LINEAR, Mode.RANDOM), samples=1, nested_max=1, depth_max=1)
 SEED = 20_000
-
-
-def assert_holds(tally: Tally) -> None:
-    shown = [f"{f.outcome}: {f.detail}\n{f.state}\n{f.steps}" for f in tally.failures]
-    assert not shown, "\n\n".join(shown)
-    assert tally.states >= tally.workloads > 0
 
 
 def of(names: Sequence[str], search: Search) -> Tally:
@@ -54,7 +49,7 @@ def of(names: Sequence[str], search: Search) -> Tally:
 def test_some_single_operations() -> None:
     assert len(ace_names(SUBJECT, 1)) > 900
     tally = of(ace_names(SUBJECT, 1)[::64], SHORT)
-    assert_holds(tally)
+    assert_each_holds(tally)
     phases = {phase for _, phase, _, _ in tally.shapes}
     assert phases >= {"recovery", "checkpoint", "copy-up", "whiteout", "directory rename"}
 
@@ -62,16 +57,16 @@ def test_some_single_operations() -> None:
 def test_some_scenarios() -> None:
     names = [*scenario_names(SUBJECT)[::12], "scenario-rename-without-a-redirect"]
     tally = of(names, PREFIXES)
-    assert_holds(tally)
+    assert_each_holds(tally)
 
 
 def test_crashes_behind_crashes() -> None:
-    assert_holds(of([*ace_names(SUBJECT, 1)[::400], *chance_names(SEED, 1, 10)], NESTED))
+    assert_each_holds(of([*ace_names(SUBJECT, 1)[::400], *chance_names(SEED, 1, 10)], NESTED))
 
 
 def test_resets() -> None:
     tally = of(["ace1-3", "scenario-reset-of-what-is-not-durable"], SHORT)
-    assert_holds(tally)
+    assert_each_holds(tally)
     assert "reset" in {phase for _, phase, _, _ in tally.shapes}
 
 
@@ -177,17 +172,19 @@ def test_what_is_no_id(text: str) -> None:
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("search", [exhaustive(6), chance(1)], ids=lambda search: search.name)
 def test_all_workloads_of_length_1_and_scenarios(search: Search) -> None:
-    assert_holds(run(chunks(SUBJECT, [*scenario_names(SUBJECT), *ace_names(SUBJECT, 1)], [search])))
+    assert_each_holds(
+        run(chunks(SUBJECT, [*scenario_names(SUBJECT), *ace_names(SUBJECT, 1)], [search]))
+    )
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_many_pairs_of_operations() -> None:
     assert len(ace_names(SUBJECT, 2)) > 10_000
-    assert_holds(run(chunks(SUBJECT, ace_names(SUBJECT, 2)[::10], [exhaustive(4), chance(2)])))
+    assert_each_holds(run(chunks(SUBJECT, ace_names(SUBJECT, 2)[::10], [exhaustive(4), chance(2)])))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_many_workloads_by_chance() -> None:
-    assert_holds(run(chunks(SUBJECT, chance_names(1000, 500), [exhaustive(4), chance(3)])))
+    assert_each_holds(run(chunks(SUBJECT, chance_names(1000, 500), [exhaustive(4), chance(3)])))

@@ -13,15 +13,9 @@ from capstore.tools.prove.damage import (
     truncated,
     used_places,
 )
-from capstore.tools.prove.explore import Tally
 from capstore.tools.prove.overlay_subject import SUBJECT
 from capstore.tools.prove.running import scenario_names, workload_of
-
-
-def assert_holds(tally: Tally) -> None:
-    shown = [f"{f.state}: {f.outcome}: {f.detail}\n{f.steps}" for f in tally.failures]
-    assert not shown, "\n\n".join(shown)
-    assert tally.states
+from tests.proof.holding import assert_holds
 
 
 def test_a_failure_at_every_place_of_a_reset() -> None:

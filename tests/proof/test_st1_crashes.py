@@ -30,17 +30,12 @@ from capstore.tools.prove.st1_steps import key_of, to_model
 from capstore.tools.prove.st1_subject import SUBJECT
 from capstore.tools.prove.subject import Refused
 from capstore.tools.prove.workload import Step, Workload, steps
+from tests.proof.holding import assert_each_holds
 
 # Every mode, few samples: the seconds that a run of all tests has for it.
 SHORT = Search("short", tuple(Mode), subset_changes_max=3, samples=2, nested_max=0)
 NESTED = Search("nested", (Mode.LINEAR, Mode.DROPS, Mode.RANDOM), samples=1, nested_max=1)
 SEED = 30_000
-
-
-def assert_holds(tally: Tally) -> None:
-    shown = [f"{f.outcome}: {f.detail}\n{f.state}\n{f.steps}" for f in tally.failures]
-    assert not shown, "\n\n".join(shown)
-    assert tally.states >= tally.workloads > 0
 
 
 def of(names: Sequence[str], search: Search) -> Tally:
@@ -52,23 +47,23 @@ def of(names: Sequence[str], search: Search) -> Tally:
 
 def test_single_operations() -> None:
     assert len(ace_names(SUBJECT, 1)) > 400
-    assert_holds(of(ace_names(SUBJECT, 1)[::7], SHORT))
+    assert_each_holds(of(ace_names(SUBJECT, 1)[::7], SHORT))
 
 
 def test_some_pairs_of_operations() -> None:
     assert len(ace_names(SUBJECT, 2)) > 16_000
-    assert_holds(of(ace_names(SUBJECT, 2)[::1200], SHORT))
+    assert_each_holds(of(ace_names(SUBJECT, 2)[::1200], SHORT))
 
 
 @pytest.mark.parametrize("name", scenario_names(SUBJECT))
 def test_scenarios(name: str) -> None:
-    assert_holds(of([name], NESTED))
+    assert_each_holds(of([name], NESTED))
 
 
 def test_crashes_behind_crashes() -> None:
     names = ["scenario-collected-while-compacted", *chance_names(SEED, 3, 15)]
     tally = of(names, NESTED)
-    assert_holds(tally)
+    assert_each_holds(tally)
     phases = {phase for _, phase, _, _ in tally.shapes}
     assert phases >= {"compaction", "operation while compacted", "operation after a crash"}
 
@@ -187,13 +182,13 @@ def test_the_model() -> None:
 @pytest.mark.parametrize("search", [exhaustive(8), chance(1)], ids=lambda search: search.name)
 def test_all_workloads_of_length_1_and_scenarios(search: Search) -> None:
     names = [*scenario_names(SUBJECT), *ace_names(SUBJECT, 1)]
-    assert_holds(run(chunks(SUBJECT, names, [search])))
+    assert_each_holds(run(chunks(SUBJECT, names, [search])))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_all_workloads_of_length_2() -> None:
-    assert_holds(run(chunks(SUBJECT, ace_names(SUBJECT, 2), [exhaustive(5), chance(2)])))
+    assert_each_holds(run(chunks(SUBJECT, ace_names(SUBJECT, 2), [exhaustive(5), chance(2)])))
 
 
 @pytest.mark.long
@@ -201,4 +196,4 @@ def test_all_workloads_of_length_2() -> None:
 @pytest.mark.parametrize("operations", [25, 400])
 def test_many_workloads_by_chance(operations: int) -> None:
     names = chance_names(1000, 25_000 // operations, operations)
-    assert_holds(run(chunks(SUBJECT, names, [exhaustive(5), chance(3)])))
+    assert_each_holds(run(chunks(SUBJECT, names, [exhaustive(5), chance(3)])))

@@ -12,7 +12,6 @@ from capstore.images.devices import FileDevice
 from capstore.tools.prove.countdown import count_down, places
 from capstore.tools.prove.damage import damaged_image, flipped, outcomes, truncated, used_places
 from capstore.tools.prove.examine import Outcome
-from capstore.tools.prove.explore import Tally
 from capstore.tools.prove.kill import (
     CALLS,
     Killed,
@@ -30,13 +29,7 @@ from capstore.tools.prove.st1_history import Clients, histories
 from capstore.tools.prove.st1_load import BACKER, ENGINE, LOADS, make
 from capstore.tools.prove.st1_start import small_steps
 from capstore.tools.prove.st1_subject import SUBJECT
-
-
-def assert_holds(tally: Tally) -> None:
-    shown = [f"{f.state}: {f.outcome}: {f.detail}\n{f.steps}" for f in tally.failures]
-    assert not shown, "\n\n".join(shown)
-    assert tally.states
-
+from tests.proof.holding import assert_holds
 
 # Countdown ----------------------------------------------------------------------------------------
 

@@ -7,9 +7,6 @@ with running_store(folder, opener) as running:
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +18,7 @@ from capstore.backers.store import ObjectRange, ObjectStore
 from capstore.service.object_streams import object_pages, remove_objects
 from tests.contract.store_model import ModelStore
 from tests.service.inprocess import serving
+from tests.service.on_a_thread import OnAThread
 
 T = TypeVar("T")
 S = TypeVar("S", bound=ObjectStore)
@@ -45,7 +43,7 @@ async def st1(folder: Path) -> St1Store:
     return await St1Store.open(folder / "objects.st1", create=True)
 
 
-class RunningStore(Generic[S]):
+class RunningStore(OnAThread, Generic[S]):
     """Made by `running_store`; `uris` is a file with the URIs."""
 
     store: S
@@ -54,42 +52,19 @@ class RunningStore(Generic[S]):
         self.uris = folder / "uris"
         self._folder = folder
         self._opener = opener
-        self._failure: BaseException | None = None
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="service of a store")
-        self._thread.start()
-        assert self._ready.wait(20)
-        if self._failure is not None:
-            raise self._failure
+        super().__init__("service of a store")
 
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._main())
-        except BaseException as error:
-            self._failure = error
-        finally:
-            self._ready.set()
-
-    async def _main(self) -> None:
-        self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
+    async def serve(self) -> None:
         self.store = await self._opener(self._folder)
         volumes = {"o": self.store, "m": await MemoryVolume.open()}
         async with serving(volumes, folder=self._folder) as served:
             lines = [f"{name}\t{uri}\n" for name, uri in served.unix.items()]
             self.uris.write_text("".join(lines))
             self.uris.chmod(0o600)
-            self._ready.set()
-            await self._done.wait()
-        # What pycapnp made here has to be freed here, cycles included.
-        gc.collect()
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._done.set)
-        self._thread.join(20)
-        assert not self._thread.is_alive(), "the service does not stop"
+            await self.until_stopped()
 
     def do(self, action: Callable[[S], Coroutine[Any, Any, T]]) -> T:
-        return asyncio.run_coroutine_threadsafe(action(self.store), self._loop).result(20)
+        return self.run(action(self.store))
 
     def at(self, name: str = "o") -> str:
         """A location, as the command takes it."""

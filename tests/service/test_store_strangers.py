@@ -40,22 +40,10 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def model() -> ModelStore:
-    return ModelStore()
-
-
-@pytest.fixture
 async def served(model: ModelStore) -> AsyncIterator[Served]:
     volumes = {"s": model, "other": ModelStore(), "m": await MemoryVolume.open()}
     async with serving(volumes) as served:
         yield served
-
-
-@pytest.fixture
-async def store(served: Served) -> AsyncIterator[RemoteStore]:
-    async with connect(served.unix["s"]) as store:
-        assert isinstance(store, RemoteStore)
-        yield store
 
 
 async def until(condition: Any) -> None:

@@ -22,6 +22,15 @@ def volume(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the file, in which whoever loads it works."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    return home
+
+
 def make_tree(root: Path) -> None:
     """A tree with one of everything that a copy has to keep."""
     names = ["new\nline", "-dash", "sp ace", "ünï", "esc\x1b[31m", "[red]x", "back\\slash", "'\""]

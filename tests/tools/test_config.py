@@ -1,63 +1,27 @@
-"""The configuration file: what is refused, on which line and why, and what is served by it."""
+"""The configuration file: what it says, and what is refused, on which line and why."""
 
 from __future__ import annotations
 
 import re
-import tarfile
-import tempfile
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from capstore.backers import spec as backer_specs
-from capstore.backers.node import Volume
 from capstore.backers.spec import open_backer
-from capstore.schema.errors import Closed, InvalidArgument, NotFound, StorageError
+from capstore.schema.errors import InvalidArgument, StorageError
 from capstore.service.policy import Policy
 from capstore.service.shares import StandingShare
-from capstore.tools.config.document import BYTES_MAX, Table, dotted
-from capstore.tools.config.load import Config, ConfigError, load
-from capstore.tools.config.opening import open_served
+from capstore.tools.config.document import BYTES_MAX
+from capstore.tools.config.load import ConfigError, load
 from capstore.tools.config.specs import COMPOSED, OPTIONS, check_spec
 from capstore.tools.config.volumes import DEPTH_MAX
-from tests.tools.command import Served, capstore, serving
+from tests.tools.configs import loaded, problems, volumes
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGE = (DOCS / "config.md").read_text()
-EXAMPLE = (DOCS / "capstore.toml").read_text()
+pytestmark = pytest.mark.usefixtures("folder")
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the file, in which whoever loads it works."""
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.chdir(home)
-    return home
-
-
-def loaded(text: str | bytes) -> Config:
-    raw = text if isinstance(text, bytes) else text.encode()
-    return load(raw, Path("capstore.toml").absolute())
-
-
-def problems(text: str | bytes) -> list[str]:
-    """What is wrong, as ``LINE: KEY: MESSAGE``."""
-    try:
-        loaded(text)
-    except ConfigError as error:
-        return [str(problem) for problem in error.problems]
-    return []
-
-
-def volumes(text: str) -> str:
-    """A document that has these lines in `volumes`, which begin on line 1."""
-    return "\n".join(f"volumes.{line}" for line in text.strip().splitlines())
-
-
-# What it says ------------------------------------------------------------------------------------
+# What it says -------------------------------------------------------------------------------------
 
 
 def test_all_that_is_not_said_has_its_default() -> None:
@@ -73,6 +37,7 @@ def test_what_is_said_is_used() -> None:
         listen = ["unix:a", "127.0.0.1:1"]
         uri-file = "u"
         log-level = "error"
+        audit = "-"
         volumes = { m = "memory:", n = "memory:" }
         serve.volumes = ["n"]
         [[share]]
@@ -130,7 +95,7 @@ def test_what_is_a_part_of_another_is_not_served_by_default() -> None:
     assert config.served == ["tree", "objects"]
 
 
-# What is wrong with it ---------------------------------------------------------------------------
+# What is wrong with it ----------------------------------------------------------------------------
 
 BASE = 'volumes.m = "memory:"\nvolumes.t = "tar:t.tar"\n'
 SHARE = BASE + "[[share]]\nlabel = 'x'\nvolume = 'm'\n"
@@ -462,7 +427,7 @@ def test_what_the_command_line_says_stands_before_the_file() -> None:
         load(raw, Path("/elsewhere/capstore.toml"), state=Path("/s"), uri_file=Path("/etc/u"))
 
 
-# What is known of specifications without opening them --------------------------------------------
+# What is known of specifications without opening them ---------------------------------------------
 
 
 def test_it_knows_the_schemes_there_are() -> None:
@@ -502,265 +467,3 @@ async def _refused_at_opening(text: str) -> bool:
     except StorageError:
         pass
     return False
-
-
-# Opening -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def base(folder: Path) -> Path:
-    """An archive ``base.tar`` with ``src/f``."""
-    (folder / "src").mkdir()
-    (folder / "src" / "f").write_bytes(b"base")
-    with tarfile.open(folder / "base.tar", "w") as archive:
-        archive.add("src")
-    return folder
-
-
-async def content(volume: Volume, *path: str) -> bytes:
-    directory = volume.root
-    for name in path[:-1]:
-        directory = await directory.sub(name)
-    return bytes(await (await directory.open(path[-1])).read(0, 100))
-
-
-@pytest.mark.anyio
-async def test_volumes_are_put_together_and_opened_once(base: Path) -> None:
-    config = loaded(
-        """
-[volumes]
-base = "tar:base.tar"
-up = "wf1:up.wf1,create"
-work = { overlay = ["up", "base"] }
-tree = { mounts = { "/" = "work", "/mnt" = { overlay = ["memory:", "base"] } } }
-union = { overlay = ["tar:base.tar", "oci:src"] }
-text = 'overlay:memory:+tar:base.tar'
-[serve]
-volumes = ["tree", "union", "text", "base"]
-"""
-    )
-    async with AsyncExitStack() as opening:
-        served = await open_served(config, base / "cache", opening)
-        assert list(served) == ["tree", "union", "text", "base"]
-        tree, union, text, plain = served.values()
-        assert isinstance(tree, Volume)
-        assert isinstance(union, Volume)
-        assert isinstance(text, Volume)
-        assert isinstance(plain, Volume)
-        (layer,) = tree._mounts[0].part.source.layers[1:]  # type: ignore[attr-defined]
-        assert layer.volume is plain
-        for volume, path in ((tree, ("src",)), (tree, ("mnt", "src")), (text, ("src",))):
-            assert not volume.read_only
-            assert await content(volume, *path, "f") == b"base"
-        await (await tree.root.sub("src")).create("new")
-        with pytest.raises(NotFound):
-            await content(text, "src", "new")
-        assert union.read_only
-        assert await content(union, "f") == b"base"
-        assert await content(union, "src", "f") == b"base"
-        # One of those that share the base is closed; closing the others is no error.
-        await tree.close()
-        with pytest.raises(Closed):
-            await plain.root.stat()
-    again = loaded("volumes.up = 'wf1:up.wf1'")
-    async with AsyncExitStack() as opening:
-        await open_served(again, base / "cache", opening)
-
-
-@pytest.mark.anyio
-async def test_what_fails_is_named_and_the_rest_is_closed(base: Path) -> None:
-    text = """
-volumes.up = "wf1:up.wf1,create"
-volumes.work = { mounts = { "/" = "up", "/x" = "tar:missing.tar" } }
-"""
-    for _ in range(2):  # the second one finds no lock on up.wf1
-        with pytest.raises(NotFound) as caught:
-            async with AsyncExitStack() as opening:
-                await open_served(loaded(text), base / "cache", opening)
-        assert caught.value.message.startswith('capstore.toml:3: volumes.work.mounts."/x": ')
-        assert str(base) not in caught.value.message
-
-
-# The command -------------------------------------------------------------------------------------
-
-
-CONFIG = """
-state = "state"
-listen = ["unix:socket"]
-uri-file = "uris"
-
-[volumes]
-base = "tar:base.tar"
-up = "wf1:up.wf1,create"
-work = { overlay = ["up", "base"] }
-
-[[share]]
-label = "ci job"
-volume = "work"
-path = "/src"
-read-only = true
-expires = "2h"
-
-[[share]]
-label = "missing"
-volume = "work"
-path = "/later"
-"""
-
-
-@pytest.fixture
-def home(base: Path) -> Iterator[Path]:
-    """A folder with `CONFIG` in it, whose path is short because that of a socket has to be."""
-    with tempfile.TemporaryDirectory(prefix="capstore-") as name:
-        (base / "base.tar").rename(Path(name) / "base.tar")
-        (Path(name) / "capstore.toml").write_text(CONFIG)
-        yield Path(name)
-
-
-@contextmanager
-def served_by(home: Path, *more: str | Path) -> Iterator[Served]:
-    """A service by the file in `home`, started elsewhere, and stopped cleanly."""
-    with serving("--config", home / "capstore.toml", *more, cwd=home.parent) as served:
-        yield served
-        assert served.stop() == 0
-        assert "Traceback" not in served.log
-
-
-def test_it_serves_what_the_file_says_and_again_after_a_restart(home: Path) -> None:
-    uris = f"@{home}/uris"
-    with served_by(home) as served:
-        assert [line.partition("\t")[0] for line in served.lines] == ["work", "ci job"]
-        first = served.uri("ci job")
-        assert first.startswith(f"capnp://insecure@{home}/socket/")
-        assert (home / "uris").read_text().splitlines() == served.lines
-        said = '"missing" is not shared: volume work: notFound: "/later": '
-        assert said in served.log
-        assert capstore("cat", f"{uris}#ci job/-/f").ok() == "base"
-        capstore("put", "-", f"{uris}#ci job/-/x", stdin=b"x").failed("readOnly")
-        capstore("put", "-", f"{uris}#work/-/src/x", stdin=b"new").ok()
-        capstore("mkdir", f"{uris}#work/-/later").ok()
-        owner = served.uri("work")
-    with served_by(home) as served:
-        assert [line.partition("\t")[0] for line in served.lines] == ["work", "ci job", "missing"]
-        assert (served.uri("work"), served.uri("ci job")) == (owner, first)
-        assert capstore("cat", f"{first}/-/x").ok() == "new"
-        assert "ERROR" not in served.log
-    (home / "capstore.toml").write_text(CONFIG.partition("[[share]]")[0])
-    with served_by(home) as served:
-        assert served.lines == [f"work\t{owner}"]
-        capstore("ls", first).failed("denied")
-
-
-def test_what_is_typed_stands_before_the_file_and_is_relative_to_where_it_is(
-    home: Path, folder: Path
-) -> None:
-    with tempfile.TemporaryDirectory(prefix="capstore-") as name:
-        here = Path(name)
-        arguments = ["--config", home / "capstore.toml", "--state", "s", "--uri-file", "u"]
-        with serving(*arguments, "--listen", "unix:l", "--log-level", "error", cwd=here) as served:
-            assert served.uri("work").startswith(f"capnp://insecure@{here}/l/")
-            assert sorted(path.name for path in here.iterdir()) == ["l", "s", "u"]
-            assert "INFO" not in served.log
-            assert served.stop() == 0
-        assert sorted(path.name for path in home.iterdir()) == [
-            "base.tar",
-            "capstore.toml",
-            "up.wf1",
-        ]
-
-
-def test_a_check_opens_nothing(home: Path) -> None:
-    before = sorted(home.iterdir())
-    file = home / "capstore.toml"
-    assert capstore("serve", "--config", file, "--check").ok() == f"{file}: ok\n"
-    assert (
-        capstore("serve", "--config", file.name, "--check", cwd=home).ok() == f"{file.name}: ok\n"
-    )
-    assert sorted(home.iterdir()) == before
-
-
-@pytest.mark.parametrize("more", [[], ["--check"]])
-def test_problems_are_a_line_each_and_wrong_usage(folder: Path, more: list[str]) -> None:
-    (folder / "c.toml").write_text("volumes.a = 'tape:\\u001b'\nstate = 1\nb = \"\"\n'\tc' = 1\n")
-    ran = capstore("serve", "--config", "c.toml", *more, cwd=folder)
-    assert (ran.code, ran.raw) == (2, b"")
-    lines = ran.error.splitlines()
-    assert [re.sub(r": .*", "", line.removeprefix("capstore: ")) for line in lines] == [
-        "c.toml:1",
-        "c.toml:2",
-        "c.toml:3",
-        "c.toml:4",
-    ]
-    assert all(line.isprintable() for line in lines)
-    assert list(folder.iterdir()) == [folder / "c.toml"]
-
-
-def test_what_only_opening_finds_is_a_failure(folder: Path) -> None:
-    (folder / "c.toml").write_text("\nvolumes.a = 'tar:missing'\n")
-    ran = capstore("serve", "--config", "c.toml", cwd=folder)
-    assert ran.code == 1
-    assert ran.error.startswith("capstore: notFound: c.toml:2: volumes.a: ")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        (["memory:", "--config", "c.toml"], "Invalid value: what is served is said by --config or"),
-        (["--check"], "Invalid value: --check is of a file: --config FILE"),
-        (
-            ["--config", "none.toml"],
-            "Invalid value for '--config': file 'none.toml' does not exist",
-        ),
-        (["--config", "."], "Invalid value for '--config': file '.' is a directory"),
-    ],
-)
-def test_what_was_typed_wrong(folder: Path, arguments: list[str], error: str) -> None:
-    (folder / "c.toml").write_text(CONFIG)
-    ran = capstore("serve", *arguments, cwd=folder)
-    assert (ran.code, ran.raw) == (2, b"")
-    assert ran.error.startswith(f"capstore: {error}")
-
-
-# The page ----------------------------------------------------------------------------------------
-
-
-def blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL)
-
-
-def test_the_page_shows_the_example_and_all_its_examples_are_valid() -> None:
-    example, *others, wrong = blocks("toml")
-    assert example == EXAMPLE
-    for text in (example, *others):
-        assert problems(text) == []
-    assert blocks("text") == [
-        "".join(f"capstore: capstore.toml:{each}\n" for each in problems(wrong))
-    ]
-
-
-@pytest.mark.anyio
-async def test_what_the_example_describes_can_be_opened(base: Path) -> None:
-    config = loaded(EXAMPLE)
-    tops = loaded(EXAMPLE.replace("[serve]\nvolumes", "[serve]\n#")).served
-    assert sorted(config.served) == sorted(tops)
-    async with AsyncExitStack() as opening:
-        served = await open_served(config, base / "cache", opening)
-        assert list(served) == ["tree", "bob", "objects"]
-
-
-def test_the_page_names_every_key_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = set()
-    finish = Table.finish
-
-    def noting(table: Table) -> None:
-        names = [part for part in table.path if isinstance(part, str)]
-        if names[:1] == ["volumes"]:
-            names[1:] = ["NAME"]
-        asked.update(dotted((*names, key)) for key in table._asked)
-        finish(table)
-
-    monkeypatch.setattr(Table, "finish", noting)
-    text = "lower = 'readonly'\nvolumes.t = { mounts = { '/' = 'tar:t' } }\n"
-    problems(text + "volumes.o = { overlay = ['memory:', 't'] }\n[[share]]")
-    named = set(re.findall(r"^\| `([\w.-]+)` \|", PAGE, re.MULTILINE))
-    assert named == asked

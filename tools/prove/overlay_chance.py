@@ -11,10 +11,10 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
+from capstore.tools.prove.chance import possible, some_off
 from capstore.tools.prove.overlay_model import Directory, File, Model, walk
 from capstore.tools.prove.overlay_start import start
 from capstore.tools.prove.overlay_steps import ARMS, DURABLE, to_model
-from capstore.tools.prove.subject import Refused
 from capstore.tools.prove.workload import CRASH, Step, Workload, parts_of
 
 # New names, among them some that lower layers have, too.
@@ -55,8 +55,6 @@ _WEIGHTS: Final = {
     CRASH: 1,
 }
 _ALWAYS: Final = ("remove", "rename", "write", "sync")
-_REFUSED_SHARE: Final = 0.03
-_TRIES_MAX: Final = 30
 # How often a name is one that is there, where it may be any.
 _THERE_SHARE: Final = 0.5
 
@@ -65,9 +63,7 @@ def chance_workload(seed: int, operations: int) -> Workload:
     """The workload ``random-SEED-OPERATIONS``."""
     name = f"random-{seed}-{operations}"
     random = Random(f"overlay {name}")  # noqa: S311 - the same each time
-    optional = [op for op in _WEIGHTS if op not in _ALWAYS]
-    off = set(random.sample(optional, random.randrange(len(optional))))
-    weights = {op: weight for op, weight in _WEIGHTS.items() if op not in off}
+    weights = some_off(random, _WEIGHTS, _ALWAYS)
     room = random.choice(_ROOM_SEGMENTS)
     model = start(room)[1].copy()
     made: list[Step] = []
@@ -86,16 +82,11 @@ def _possible(random: Random, model: Model, op: str, number: int) -> Step | None
     if op == CRASH:
         model.held.clear()
         return Step(op)
-    for _ in range(_TRIES_MAX):
-        step = _STEPS[op](random, model, number) if op in _STEPS else Step(op)
-        try:
-            to_model(model, step)
-        except Refused:
-            if random.random() < _REFUSED_SHARE:
-                return step
-            continue
-        return step
-    return None
+    return possible(
+        random,
+        lambda: _STEPS[op](random, model, number) if op in _STEPS else Step(op),
+        lambda step: to_model(model, step),
+    )
 
 
 def _there(random: Random, model: Model) -> str:

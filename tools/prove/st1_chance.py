@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
 
+from capstore.tools.prove.chance import possible, some_off
 from capstore.tools.prove.st1_model import Model
 from capstore.tools.prove.st1_start import SMALLEST, start
 from capstore.tools.prove.st1_steps import DURABLE, KEEPING, to_model
-from capstore.tools.prove.subject import Refused
 from capstore.tools.prove.workload import CRASH, Step, Workload, parts_of
 
 _KEYS: Final = ("a", "b", "c", "d", "e", "k/1", "k/2", "long-1", "long-2")
@@ -53,7 +53,6 @@ _WEIGHTS: Final = {
     CRASH: 1,
 }
 _ALWAYS: Final = ("put", "delete", "sync", "commit")
-_REFUSED_SHARE: Final = 0.03
 _TRIES_MAX: Final = 10
 
 
@@ -64,9 +63,7 @@ def chance_workload(
     another one."""
     name = f"random-{seed}-{operations}"
     random = Random(f"{name}{'/'.join(without)}")  # noqa: S311 - the same each time
-    optional = [op for op in _WEIGHTS if op not in _ALWAYS]
-    off = {*random.sample(optional, random.randrange(len(optional))), *without}
-    weights = {op: weight for op, weight in _WEIGHTS.items() if op not in off}
+    weights = some_off(random, _WEIGHTS, _ALWAYS, without)
     room = random.choice(_ROOMS)
     model = Model() if empty else start(room)[1].copy()
     made: list[Step] = []
@@ -86,16 +83,12 @@ def _possible(random: Random, model: Model, op: str, number: int) -> Step | None
     """A step that can be done, which is done on `model`, or now and then one that cannot."""
     if op == CRASH or (op in KEEPING and op not in _STEPS):
         return Step(op)
-    for _ in range(_TRIES_MAX):
-        step = _STEPS[op](random, model, number)
-        try:
-            to_model(model, step)
-        except Refused:
-            if random.random() < _REFUSED_SHARE:
-                return step
-            continue
-        return step
-    return None
+    return possible(
+        random,
+        lambda: _STEPS[op](random, model, number),
+        lambda step: to_model(model, step),
+        _TRIES_MAX,
+    )
 
 
 def _key(random: Random) -> str:

@@ -1,8 +1,5 @@
 """Longer workloads by chance, each with some of the operations turned off (swarm testing).
 
-After Groce et al., "Swarm Testing" (ISSTA 2012): a test that leaves some operations out entirely
-finds what one that has them all covers up, as removing does with what creating makes.
-
 Invariants: a workload is that of its seed and length alone.  Most of its steps can be done, some
 are to be refused.  It never looks at an engine.
 """
@@ -13,7 +10,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
-from capstore.tools.prove.subject import Refused
+from capstore.tools.prove.chance import possible, some_off
 from capstore.tools.prove.wf1_model import File, Item, Model
 from capstore.tools.prove.wf1_start import start
 from capstore.tools.prove.wf1_steps import DURABLE, KEEPING, to_model
@@ -52,17 +49,13 @@ _WEIGHTS: Final = {
     CRASH: 1,
 }
 _ALWAYS: Final = ("create", "append", "sync", "commit")
-_REFUSED_SHARE: Final = 0.03
-_TRIES_MAX: Final = 30
 
 
 def chance_workload(seed: int, operations: int) -> Workload:
     """The workload ``random-SEED-OPERATIONS``."""
     name = f"random-{seed}-{operations}"
     random = Random(name)  # noqa: S311 - the same each time
-    optional = [op for op in _WEIGHTS if op not in _ALWAYS]
-    off = set(random.sample(optional, random.randrange(len(optional))))
-    weights = {op: weight for op, weight in _WEIGHTS.items() if op not in off}
+    weights = some_off(random, _WEIGHTS, _ALWAYS)
     room = random.choice(_ROOM_SEGMENTS)
     model = start(room)[1].copy()
     made: list[Step] = []
@@ -80,16 +73,11 @@ def _possible(random: Random, model: Model, op: str, number: int) -> Step | None
     """A step that can be done, which is done on `model`, or now and then one that cannot."""
     if op in KEEPING or op == CRASH:
         return Step(op)
-    for _ in range(_TRIES_MAX):
-        step = _STEPS[op](random, model, number)
-        try:
-            to_model(model, step)
-        except Refused:
-            if random.random() < _REFUSED_SHARE:
-                return step
-            continue
-        return step
-    return None
+    return possible(
+        random,
+        lambda: _STEPS[op](random, model, number),
+        lambda step: to_model(model, step),
+    )
 
 
 def _path(random: Random, model: Model) -> str:
