@@ -98,8 +98,10 @@ async def bound_tcp(host: str, port: int) -> list[socket.socket]:
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     bound: list[socket.socket] = []
     try:
-        for family, _, _, _, address in dict.fromkeys(found):
-            one = socket.socket(family, socket.SOCK_STREAM)
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            # Only of a socket that says it is TCP does asyncio switch Nagle's algorithm off, which
+            # holds answers back until those before were acknowledged, and that takes up to 40 ms.
+            one = socket.socket(family, kind, protocol)
             bound.append(one)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:

@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "harness" in metafunc.fixturenames:
         metafunc.parametrize("harness", _some_long(HARNESSES), indirect=True)
     if "reader" in metafunc.fixturenames:
-        metafunc.parametrize("reader", list(READERS), indirect=True)
+        metafunc.parametrize("reader", _some_long(READERS), indirect=True)
     if "store_harness" in metafunc.fixturenames:
         metafunc.parametrize("store_harness", _some_long(STORES), indirect=True)
 

@@ -19,7 +19,7 @@ from capstore.images.ro1_build import Ro1Builder
 from capstore.service.client import connect
 from capstore.service.remote import Directory
 from tests.contract.faults import DelayedDirectory, Delays
-from tests.contract.harness import READERS, Harness, Link, ReaderFactory, Tree
+from tests.contract.harness import LONG, READERS, Harness, Link, ReaderFactory, Tree
 from tests.images.fatimages import fill, make
 from tests.service.inprocess import serving
 
@@ -186,3 +186,5 @@ for _bits, _kib in (("12", 1440), ("16", 16_000), ("32", 40_000)):
     READERS[f"fat{_bits}"] = _in_process(_fat(_bits, _kib), symlinks=False)
 READERS["rpc-fat"] = _over_rpc(_fat("12", 1440), symlinks=False)
 READERS["fat12+delay"] = _delayed(READERS["fat12"])
+# Other ways to write the same, which the engines' own tests have, too.
+LONG |= {"tar-oldgnu", "tar-ustar", "tar--bzip2", "tar--xz", "cpio-odc", "fat16"}

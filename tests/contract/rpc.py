@@ -79,6 +79,6 @@ HARNESSES["rpc-memory"] = _writable(_memory, snapshots=True, created_times=True)
 HARNESSES["rpc-dir"] = _writable(_dir, snapshots=False, created_times=False)
 HARNESSES["tls-memory"] = _writable(_memory, snapshots=True, created_times=True, tls=True)
 HARNESSES["rpc-memory+delay"] = delayed(HARNESSES["rpc-memory"])
-LONG |= {"tls-memory", "rpc-memory+delay"}
+LONG |= {"tls-memory", "rpc-dir", "rpc-memory+delay"}
 READERS["rpc-memory-read-only"] = _reading(_memory)
 READERS["rpc-dir-read-only"] = _reading(_dir)

@@ -7,6 +7,7 @@ import tempfile
 import unittest
 from contextlib import ExitStack
 
+import pytest
 from fs.test import FSTestCases
 
 from capstore.service.pyfs import CapstoreFS
@@ -46,6 +47,7 @@ class TestMemory(_Suite, unittest.TestCase):
     spec = "memory:"
 
 
+@pytest.mark.long
 class TestMemoryOverTLS(_Suite, unittest.TestCase):
     spec = "memory:"
     tls = True

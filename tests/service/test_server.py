@@ -12,6 +12,7 @@ from capstore.backers.memory import MemoryVolume
 from capstore.backers.node import DirectoryNode, FileNode
 from capstore.schema.errors import Busy, Closed, InvalidArgument, StorageIOError
 from capstore.service.client import connect
+from capstore.service.listening import bound_tcp
 from capstore.service.remote import Directory
 from capstore.service.server import start
 from capstore.service.state import StateDirectory
@@ -145,3 +146,17 @@ async def test_stopping_twice_is_harmless(tmp_path: Path) -> None:
     async with serving({"m": await MemoryVolume.open()}, folder=tmp_path) as served:
         await served.service.stop()
         await served.service.stop()
+
+
+async def test_answers_over_tcp_are_not_held_back() -> None:
+    """By Nagle's algorithm, which asyncio switches off only for what it knows to be TCP."""
+    loop = asyncio.get_running_loop()
+    (listening,) = await bound_tcp("127.0.0.1", 0)
+    listening.listen()
+    with listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = await loop.sock_accept(listening)
+        transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, accepted)
+        sent = transport.get_extra_info("socket")
+        assert sent.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        transport.close()
+        await asyncio.sleep(0)
