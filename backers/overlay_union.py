@@ -271,13 +271,16 @@ class Union:
         """Some names behind `after` and what the topmost piece has there, up to where all pieces
         have been read; with that place, and whether something may be behind it."""
         pages: list[FoundPage] = []
+        is_short = wanted <= _SHORT_PAGE
         for index, piece in enumerate(stack):
-            # What a piece has not got the others may have to make up for.
-            share = wanted // (len(stack) - index) + 1
+            # What a piece has not got the others may have to make up for.  A short page is made of
+            # one round, also where all have the same names.
+            share = wanted if is_short else wanted // (len(stack) - index) + 1
             size = min(PAGE_ENTRIES_MAX, max(share, _PIECE_ENTRIES_MIN))
             page = await self._ahead(piece, after, size, kept)
             pages.append(page)
-            wanted -= len(page.found)
+            if not is_short:
+                wanted -= len(page.found)
         ends = [page.found[-1][0] for page in pages if page.more and page.found]
         # Names come in the order of their bytes, which is that of code points.
         end = min(ends, default=None)
@@ -332,5 +335,6 @@ class _Merged(NamedTuple):
 
 # A page of a piece is not worth less.
 _PIECE_ENTRIES_MIN: Final = 16
+_SHORT_PAGE: Final = 64
 
 _name_of: Callable[[tuple[str, Found]], str] = itemgetter(0)
