@@ -114,6 +114,6 @@ HARNESSES["overlay-dir"] = _over("dir over ro1", folder())
 HARNESSES["overlay-covered"] = _over("memory over ro1", _full(1), covered=True)
 HARNESSES["overlay+delay"] = _over("memory over ro1", folder(), slow=True)
 HARNESSES["rpc-overlay"] = _remote
-LONG |= {"overlay-covered", "overlay-dir"}
+LONG |= {"overlay-covered", "overlay-dir", "rpc-overlay"}
 READERS["overlay-union"] = _union
 READERS["overlay-of-one"] = _above

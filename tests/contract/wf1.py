@@ -106,6 +106,6 @@ HARNESSES["wf1-at-hand"] = _at_hand
 HARNESSES["wf1-fixed"] = _local(FIXED_BYTES)
 HARNESSES["wf1+delay"] = delayed(HARNESSES["wf1-at-hand"])
 HARNESSES["rpc-wf1"] = _remote
-LONG |= {"wf1-fixed", "wf1+delay", "rpc-wf1"}
+LONG |= {"wf1-at-hand", "wf1-fixed", "wf1+delay", "rpc-wf1"}
 READERS["wf1-snapshot"] = _snapshot
 READERS["wf1-read-only"] = _opened_again

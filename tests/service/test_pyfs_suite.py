@@ -61,5 +61,6 @@ class TestWf1(_Suite, unittest.TestCase):
     spec = "wf1:{folder}/image,create"
 
 
+@pytest.mark.long
 class TestWf1OfAFixedSize(_Suite, unittest.TestCase):
     spec = "wf1:{folder}/image,create,size=16MiB"

@@ -332,8 +332,8 @@ def test_changes_can_be_made_again(
     "between",
     [
         overlay_copies.archive_to_image,
-        overlay_copies.memory_to_memory,
-        overlay_copies.directory_to_directory,
+        pytest.param(overlay_copies.memory_to_memory, marks=pytest.mark.long),
+        pytest.param(overlay_copies.directory_to_directory, marks=pytest.mark.long),
     ],
 )
 def test_copying_up_leaves_what_a_plain_copy_leaves(

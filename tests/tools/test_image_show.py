@@ -193,7 +193,9 @@ def pixels(png: bytes) -> set[tuple[int, ...]]:
     return {tuple(colour) for colour in np.unique(colours, axis=0).tolist()}
 
 
-@pytest.mark.parametrize("size", [10_000, 100 << 30])
+@pytest.mark.parametrize(
+    "size", [pytest.param(10_000, marks=pytest.mark.long), pytest.param(100 << 30)]
+)
 def test_a_kind_is_seen_however_little_there_is_of_it(size: int) -> None:
     parts = [(number * 16, 1 + number % 3, kind) for number, kind in enumerate(REGION_KINDS[:-1])]
     survey = surveyed(size, *parts, (size // 2, 1, "damaged"))

@@ -76,7 +76,7 @@ class Parameters:
     authority_connections: int = 1000
     authority_active: int = 50
     authority_flood: int = 1000
-    authority_latencies: int = 1000
+    authority_latencies: int = 4000
     authority_settle_seconds: float = 1.0
 
     @property
@@ -122,4 +122,5 @@ QUICK = Parameters(
     st1_alone_seconds=1.0,
     overlay_copied_bytes=64 * MIB,
     overlay_renamed_files=1000,
+    authority_latencies=500,
 )
