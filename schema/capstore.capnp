@@ -341,17 +341,18 @@ interface Directory {
   # directory as it is: each change is told behind its effect, and those of one name in their order.
   # What was to be seen in the directory before this returned may be left out.
   #
-  # Told is what is done through this service, by whatever capability and backer: `created`,
+  # Told is what is done through this volume, by whatever capability and backer: `created`,
   # `removed`, and `modified`, which is content written, appended or cut and attributes set, of what
   # was changed by name or through a file, under the name that this was opened by and as that is
   # renamed.  A file whose name went to another node, or that was restored from a saved reference,
   # has none, and neither has a directory that sets its own attributes.  Renaming is `removed` and
   # `created`, likewise what it replaces; an exchange is two of each.  What others do to a host
-  # directory, beside the service, is not told.
+  # directory, beside the service or through another volume of it, is not told.
   #
   # Told is what the holder could list.  Names that its policies hide are left out; what is moved
   # from one or to one is told of its other side.  In a dry run a watch tells of that run's changes
-  # and of no other.  A snapshot and a tree that is only read never change.
+  # and of no other.  A snapshot and a tree that is only read never change.  What a watch tells is
+  # under no rate.
   #
   # It ends by itself when the capability is revoked or its time is over, when the directory is
   # removed, and when `watcher` fails; then it lets go of `watcher`, and `watch` tells why.  When

@@ -57,6 +57,7 @@ WATCHES_MAX: Final = 256
 WATCHES_TOTAL_MAX: Final = 8192
 WATCH_CHANGES_MAX: Final = 1024
 WATCH_CHANGES_TOTAL_MAX: Final = 262_144
+TELLINGS_LEFT_MAX: Final = 16_384
 GRANT_DEPTH_MAX: Final = 64
 HIDDEN_PATTERNS_MAX: Final = 32
 HIDDEN_PATTERN_BYTES_MAX: Final = 255
@@ -266,6 +267,7 @@ LIMITS: Final = (
         "watchChanges", WATCH_CHANGES_MAX, "changes", "yet to be told by a watch; then list again"
     ),
     Limit("watchChangesTotal", WATCH_CHANGES_TOTAL_MAX, "changes", "yet to be told, of all"),
+    Limit("tellingsLeft", TELLINGS_LEFT_MAX, "tellings", "unanswered when their watch ended"),
     Limit("keyBytes", KEY_BYTES_MAX, "bytes", "of an object's key"),
     Limit("objectBytes", OBJECT_BYTES_MAX, "bytes", "of one object"),
     Limit("batchChanges", BATCH_CHANGES_MAX, "changes", "in one batch of a store"),

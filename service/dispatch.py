@@ -201,13 +201,16 @@ def answering(
             try:
                 if observer is not None and observer.holds_back:
                     await observer.admitted()
+                # Before the method: behind its last look at authority nothing is waited for.
+                if observer is not None and _wants_node(observer, self, named, OK):
+                    await _find_node(observer, self)
                 told = await method(self, context.params, context.results)
                 code = OK
             except StorageError as error:
                 code = error.code.value
                 fail(context.results, error, session, self.grant)
-            if observer is not None and _wants_node(observer, self, named, code):
-                await _find_node(observer, self)
+                if observer is not None and _wants_node(observer, self, named, code):
+                    await _find_node(observer, self)
         except capnp.KjException as error:
             code = _fail_of_message(error, named, context.results, session, self.grant)
         except Exception:

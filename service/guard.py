@@ -210,6 +210,7 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
 
     async def _open(self, name: str, flags: OpenFlags) -> tuple[FileNode, Hold | None]:
         grant = self.grant
+        grant.check(opening(flags))
         if not grant.books:
             return await self.node.open(name, flags), None
         at = await self._at(name)
@@ -222,6 +223,7 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
         await self._begin(_ADD)
 
         async def create() -> tuple[FileNode, Hold | None]:
+            grant.check(_ADD)
             if not grant.books:
                 return await self.node.create(name, executable=executable), None
             at = await self._at(name)
@@ -242,6 +244,7 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
 
         async def make() -> Any:
             def change() -> Awaitable[Any]:
+                grant.check(effect)
                 return getattr(node, method)(name, *args)  # type: ignore[no-any-return]
 
             if not grant.books:
@@ -271,14 +274,16 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
         await self._existing(name)
         node = self.node
 
+        def change() -> Awaitable[None]:
+            grant.check(_CHANGE)
+            return node.remove(name, expect)
+
         async def remove() -> None:
             if not grant.books:
-                await node.remove(name, expect)
+                await change()
                 return
             at = await self._at(name)
-            await ledger.remove(
-                grant.ledger, grant.books, node, at, lambda: node.remove(name, expect)
-            )
+            await ledger.remove(grant.ledger, grant.books, node, at, change)
 
         await self._do(_CHANGE, self._moved, [(self, name)], remove)
 
@@ -298,16 +303,21 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
             await other._existing(new_name)
         node, there, grant = self.node, other.node, self.grant
 
+        def change() -> Awaitable[None]:
+            grant.check(_CHANGE)
+            other.grant.check(_CHANGE)
+            return node.rename(name, there, new_name, mode)
+
         async def rename() -> None:
             if not grant.books:
-                await node.rename(name, there, new_name, mode)
+                await change()
                 return
             await ledger.move(
                 grant.ledger,
                 grant.books,
                 (node, *await self._at(name)),
                 (there, *await other._at(new_name)),
-                lambda: node.rename(name, there, new_name, mode),
+                change,
                 replaces=mode is RenameMode.REPLACE,
             )
 
@@ -324,9 +334,14 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
         await self._existing(name)
         node, there, grant = self.node, other.node, self.grant
 
+        def change() -> Awaitable[None]:
+            grant.check(_ADD)
+            other.grant.check(_ADD)
+            return node.link(name, there, new_name)
+
         async def link() -> None:
             if not grant.books:
-                await node.link(name, there, new_name)
+                await change()
                 return
             await ledger.link(
                 grant.ledger,
@@ -334,7 +349,7 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
                 node,
                 await self._at(name),
                 await other._at(new_name),
-                lambda: node.link(name, there, new_name),
+                change,
             )
 
         with other.grant.changing():
@@ -375,10 +390,12 @@ class GuardedDirectory(GuardedNode[DirectoryNode], DirectoryNode):
             await self._do(_CHANGE, node.set_attributes, change, name)
             return
         await self._existing(name)
-        await self._do(
-            _CHANGE,
-            lambda: self._changed(name, lambda: node.set_attributes(change, name), touches=True),
-        )
+
+        def set_them() -> Awaitable[None]:
+            self.grant.check(_CHANGE)
+            return node.set_attributes(change, name)
+
+        await self._do(_CHANGE, lambda: self._changed(name, set_them, touches=True))
 
     # Narrowing -----------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 Invariants:
 
 * What was told and not yet asked for is bounded: the service is answered when all of it was taken,
-  and tells nothing before; one that does so all the same has it made an overflow.
+  and tells nothing before; one that does so all the same has it made an overflow, and is answered
+  at once.
 * Nothing that goes wrong here is told to the service.
 * Whoever drops or closes the watch lets go of everything; so does its end at the service.
 """
@@ -38,19 +39,25 @@ class _Inbox:
         self.is_over = False
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
+        # Whether a telling waits for all to be taken.
+        self._is_awaited = False
 
     async def put(self, changes: list[Change]) -> None:
         """Returns when all that was told so far was taken, or nobody takes anything any more."""
         if self.is_over:
             return
-        if len(self.changes) + len(changes) > WATCH_CHANGES_MAX:
+        if self._is_awaited or len(self.changes) + len(changes) > WATCH_CHANGES_MAX:
             self.changes.clear()
             changes = [_OVERFLOW]
         self.changes.extend(changes)
         self._arrived.set()
-        if self.changes:
+        if self.changes and not self._is_awaited:
             self._taken.clear()
-            await self._taken.wait()
+            self._is_awaited = True
+            try:
+                await self._taken.wait()
+            finally:
+                self._is_awaited = False
 
     async def filled(self) -> None:
         """Returns when there is something to be taken, or nothing more comes."""

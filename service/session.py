@@ -47,6 +47,7 @@ from capstore.schema.limits import (
     STRANGER_BYTES_MAX,
     STRANGER_MESSAGES_MAX,
     STRANGER_SECONDS_MAX,
+    TELLINGS_LEFT_MAX,
     TICKET_SECONDS_MAX,
     TICKETS_MAX,
     UNANSWERABLE_MAX,
@@ -117,6 +118,10 @@ class Session:
         self.capabilities = 0
         self.sinks = 0
         self.watches: set[Watch] = set()
+        # Held by the watch that tells next; how many watches ended before what they told was
+        # answered: RPC keeps of each that there was a question.
+        self.telling = asyncio.Lock()
+        self.tellings_left = 0
         self._changes_noted = 0
         self.unsent_bytes = 0
         self.reserved_bytes = 0
@@ -284,6 +289,8 @@ class Session:
         """One more directory is watched.  Raises `Busy` above `WATCHES_MAX`."""
         if len(self.watches) >= WATCHES_MAX:
             raise Busy(f"a connection has at most {WATCHES_MAX} watches: end some")
+        if self.tellings_left >= TELLINGS_LEFT_MAX:
+            raise Busy("the connection has left too much of what it was told unanswered")
         totals = self._totals
         if totals.over_share(totals.watches, WATCHES_TOTAL_MAX, len(self.watches)):
             raise Busy("all connections together have too many watches: end some")

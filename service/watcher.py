@@ -190,19 +190,32 @@ class Watch:
 
     async def _told(self) -> None:
         session = self._session
+        async with session.telling:
+            # One for each connection in a pass of the loop: others have their turns in between.
+            await asyncio.sleep(0)
         room = _size_of(list(self._noted))
         await session.reserve(room)
         try:
-            self._check()
-            changes = list(self._noted)
-            self._forget()
-            request = self._watcher.changed_request()
-            write_changes(request, changes)
-            answer = request.send()
-            session.answer_queued(_size_of(changes))
+            answer = self._sent()
         finally:
             session.unreserve(room)
-        await answer
+        # Nothing of it is kept meanwhile: how long that takes is up to the client.
+        try:
+            await answer
+        except asyncio.CancelledError:
+            session.tellings_left += 1
+            raise
+
+    def _sent(self) -> Any:
+        """Sends what is noted; returns the answer to come."""
+        self._check()
+        changes = list(self._noted)
+        self._forget()
+        request = self._watcher.changed_request()
+        write_changes(request, changes)
+        answer = request.send()
+        self._session.answer_queued(_size_of(changes))
+        return answer
 
 
 def _size_of(changes: Sequence[Change]) -> int:

@@ -383,10 +383,12 @@ class Hub:
         after = [await _seen(spot) for spot in spots]
         looks = list(zip(spots, before, after, strict=True))
         self._lost_sight(spot for spot, *seen in looks if _UNKNOWN in seen)
-        looks = [look for look in looks if _UNKNOWN not in look]
+        known = [look for look in looks if _UNKNOWN not in look]
         if moves and not _is_same(before[0], after[0]):
             self._follow(spots, exchanges=exchanges)
-        self._tell_all(looks, touches=touches)
+        self._tell_all(known, touches=touches)
+        if len(known) == len(looks):
+            self._end_removed(known)
         return result
 
     def _lost_sight(self, spots: Iterable[Spot]) -> None:
@@ -407,20 +409,24 @@ class Hub:
             self._rename(source, spots[1].key)
 
     def _tell_all(self, looks: Sequence[tuple[Spot, _Look, _Look]], *, touches: bool) -> None:
-        gone: set[int] = set()
-        there: set[int] = set()
         for spot, was, now in looks:
             if was is not None and not _is_same(was, now):
                 self.tell(spot.directory, _change(ChangeKind.REMOVED, was))
-                gone |= _directory(was)
         for spot, was, now in looks:
-            if now is None:
-                continue
-            there |= _directory(now)
-            if not _is_same(was, now):
+            if now is not None and not _is_same(was, now):
                 self.tell(spot.directory, _change(ChangeKind.CREATED, now))
-            elif touches:
+            elif now is not None and touches:
                 self.tell(spot.directory, _change(ChangeKind.MODIFIED, now))
+
+    def _end_removed(self, looks: Sequence[tuple[Spot, _Look, _Look]]) -> None:
+        """Tells those who watch a directory that is at none of these names any more."""
+        gone: set[int] = set()
+        there: set[int] = set()
+        for _, was, now in looks:
+            if was is not None and not _is_same(was, now):
+                gone |= _directory(was)
+            if now is not None:
+                there |= _directory(now)
         for directory in gone - there:
             for listener in tuple(self.watches.get(directory, ())):
                 listener.removed()
