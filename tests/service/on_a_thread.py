@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-class OnAThread:
+class OnAThread(ABC):
     """Serves from when it was made until `stop`; raises what starting raises."""
 
     def __init__(self, name: str) -> None:
@@ -23,9 +24,9 @@ class OnAThread:
         if self._failure is not None:
             raise self._failure
 
+    @abstractmethod
     async def serve(self) -> None:
         """Starts, waits in `until_stopped`, and ends."""
-        raise NotImplementedError
 
     async def until_stopped(self) -> None:
         self._ready.set()
