@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from capstore.backers.memory import MemoryVolume
-from capstore.schema.errors import InternalError, NotFound, StorageIOError
+from capstore.schema.errors import InternalError, NotFound, Revoked, StorageIOError
 from capstore.service import admission, dispatch
 from capstore.service.audit import Audit
 from capstore.service.client import connect
@@ -232,3 +232,19 @@ async def test_what_is_required_is_refused_behind_a_line_that_could_not_be_made(
             # Since it is written again, so are calls.
             await root.usage()
     assert [line["lost"] for line in sink.lines if "lost" in line] == [2]
+
+
+class Ending(Observers):
+    """Authority ends while it finds out which node a server has."""
+
+    async def find_node(self, server: dispatch.Answering) -> None:
+        await asyncio.sleep(0)
+        server.guarded.grant.end(Revoked("over"))
+
+
+async def test_no_answer_leaves_when_authority_ends_while_the_node_is_looked_up() -> None:
+    observers = Ending(Audit(ListSink(), names=True), Metrics())
+    async with observed_by(observers) as served, connect(served.unix["m"]) as root:
+        assert isinstance(root, Directory)
+        with pytest.raises(Revoked):
+            await root.list()
