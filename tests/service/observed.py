@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import capnp
@@ -18,9 +16,7 @@ from capstore.service.client import open_connection
 from capstore.service.metrics import Metrics
 from capstore.service.observing import Observers
 from capstore.service.server import Served as Volume
-from capstore.service.server import start
-from capstore.service.state import StateDirectory
-from tests.service.inprocess import Served
+from tests.service.inprocess import Served, serving
 
 
 class ListSink:
@@ -63,21 +59,8 @@ async def observed(
     *,
     tls: bool = False,
 ) -> AsyncIterator[Served]:
-    with tempfile.TemporaryDirectory(prefix="capstore-test-") as temporary:
-        home = Path(temporary)
-        state = StateDirectory.open(home / "state")
-        observers = Observers(audit, metrics)
-        async with start(volumes, state, observers=observers) as service:
-            await service.listen_unix(home / "socket")
-            if tls:
-                await service.listen_tls("127.0.0.1", 0)
-            uris = service.owner_uris()
-            yield Served(
-                service,
-                home,
-                {name: uri for name, uri in uris if uri.socket},
-                {name: uri for name, uri in uris if uri.host},
-            )
+    async with serving(volumes, tls=tls, observers=Observers(audit, metrics)) as served:
+        yield served
 
 
 @asynccontextmanager
