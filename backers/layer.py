@@ -95,8 +95,13 @@ class Layer(ABC):
         """What the layer has as `name`, None for nothing."""
 
     @abstractmethod
-    async def page(self, directory: DirectoryNode, after: str, limit: int) -> FoundPage:
-        """Up to `limit` of what the directory has behind `after`, at least one if there is one."""
+    async def page(
+        self, directory: DirectoryNode, after: str, limit: int, until: str = ""
+    ) -> FoundPage:
+        """Up to `limit` of what the directory has behind `after`, at least one if there is one.
+
+        With `until`, a name, what is behind that may be left out, as if it were not there.
+        """
 
     @abstractmethod
     async def about(self, node: Node) -> tuple[Stat, Mark]:
@@ -144,9 +149,14 @@ class PlainLayer(Layer):
         # Where letters do not count (FAT), other spellings are other names here.
         return Found(entry) if entry.name == name else None
 
-    async def page(self, directory: DirectoryNode, after: str, limit: int) -> FoundPage:
+    async def page(
+        self, directory: DirectoryNode, after: str, limit: int, until: str = ""
+    ) -> FoundPage:
         page: Page = await directory.list(after, limit)
-        return FoundPage([(entry.name, Found(entry)) for entry in page.entries], page.more)
+        # As `Found(entry)`, which takes twice as long: each entry of each listing comes by.
+        made, of = tuple.__new__, Found
+        found = [(entry.name, made(of, (entry, NO_MARK))) for entry in page.entries]
+        return FoundPage(found, page.more)
 
     async def about(self, node: Node) -> tuple[Stat, Mark]:
         return await node.stat(), NO_MARK

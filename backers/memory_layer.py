@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from heapq import merge
 
@@ -72,13 +73,17 @@ class MemoryLayer(Layer):
         own = self._own(directory)
         return _found(own, own.state(), name)
 
-    async def page(self, directory: DirectoryNode, after: str, limit: int) -> FoundPage:
+    async def page(
+        self, directory: DirectoryNode, after: str, limit: int, until: str = ""
+    ) -> FoundPage:
         own = self._own(directory)
         state = own.state()
         limit = max(1, limit)
         names = state.entries.after(after, limit + 1)
         if state.whiteouts:
             names = list(merge(names, state.whiteouts.after(after, limit + 1)))
+        if until:
+            names = names[: bisect_right(names, until)]
         found = [(name, _found(own, state, name) or WHITEOUT) for name in names[:limit]]
         return FoundPage(found, more=len(names) > limit)
 

@@ -106,7 +106,9 @@ class NamedLayer(Layer):
         """What is noted of a node elsewhere: its stat with all links, its mark but for `opaque`."""
         return stat, NO_MARK
 
-    async def page(self, directory: DirectoryNode, after: str, limit: int) -> FoundPage:
+    async def page(
+        self, directory: DirectoryNode, after: str, limit: int, until: str = ""
+    ) -> FoundPage:
         limit = min(limit, PAGE_ENTRIES_MAX)
         shown, marks = await _shown(directory, after, limit)
         if marks is None:

@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Final, NamedTuple
 
@@ -248,11 +248,11 @@ class Union:
         """A page, without regard to nodes that a layer above has taken over."""
         page: list[tuple[Entry, Found, Piece]] = []
         room = PAGE_BYTES_MAX
-        more = True
+        more = bool(stack)
         while more:
             merged, after, more = await self._merge(stack, after, limit + 1 - len(page), kept)
-            for name in sorted(merged.found):
-                found = merged.found[name]
+            above, lowest = merged.above, merged.lowest
+            for name, found in merged.found:
                 entry = found.entry
                 if entry is None or (self._hides_names and self.hides(name)):
                     continue
@@ -260,9 +260,10 @@ class Union:
                 room -= len(name.encode()) + (len(target.encode()) if target else 0)
                 if page and (len(page) == limit or room < 0):
                     return page, True
-                piece = merged.pieces[name]
+                piece = above.get(name, lowest) if above else lowest
                 stat = shown(entry.stat, piece.number, found.mark.origin)
-                page.append((Entry(name, stat, target), found, piece))
+                # As in `shown`, so again for each entry.
+                page.append((tuple.__new__(Entry, (name, stat, target)), found, piece))
         return page, False
 
     async def _merge(
@@ -270,33 +271,52 @@ class Union:
     ) -> tuple[_Merged, str, bool]:
         """Some names behind `after` and what the topmost piece has there, up to where all pieces
         have been read; with that place, and whether something may be behind it."""
-        pages: list[FoundPage] = []
-        is_short = wanted <= _SHORT_PAGE
-        for index, piece in enumerate(stack):
-            # What a piece has not got the others may have to make up for.  A short page is made of
-            # one round, also where all have the same names.
-            share = wanted if is_short else wanted // (len(stack) - index) + 1
-            size = min(PAGE_ENTRIES_MAX, max(share, _PIECE_ENTRIES_MIN))
-            page = await self._ahead(piece, after, size, kept)
-            pages.append(page)
-            if not is_short:
-                wanted -= len(page.found)
+        if wanted <= _SHORT_PAGE:
+            pages = await self._short(stack, after, wanted, kept)
+        else:
+            pages = await self._shares(stack, after, wanted, kept)
         ends = [page.found[-1][0] for page in pages if page.more and page.found]
         # Names come in the order of their bytes, which is that of code points.
         end = min(ends, default=None)
-        merged = _Merged({}, {})
-        for piece, page in zip(reversed(stack), reversed(pages), strict=True):
-            found = page.found
-            if end is not None:
-                found = found[: bisect_right(found, end, key=_name_of)]
-            merged.found.update(found)
-            merged.pieces.update(dict.fromkeys(map(_name_of, found), piece))
+        merged = _merged(stack, [_up_to(page.found, end) for page in pages])
         return merged, end or after, end is not None
 
-    async def _ahead(self, piece: Piece, after: str, size: int, kept: dict[int, Kept]) -> FoundPage:
+    async def _short(
+        self, stack: Stack, after: str, wanted: int, kept: dict[int, Kept]
+    ) -> list[FoundPage]:
+        """A page of each piece that is enough alone, as far as the pages below it go.
+
+        So a short page is made of one round, also where all have the same names.
+        """
+        pages: list[FoundPage] = []
+        size, until = max(wanted, _PIECE_ENTRIES_MIN), ""
+        for piece in reversed(stack):
+            page = await self._ahead(piece, after, size, kept, until)
+            pages.append(page)
+            if page.more and page.found:
+                last = page.found[-1][0]
+                until = min(until, last) if until else last
+        return pages[::-1]
+
+    async def _shares(
+        self, stack: Stack, after: str, wanted: int, kept: dict[int, Kept]
+    ) -> list[FoundPage]:
+        """A page of each piece, all of them together about what is wanted."""
+        pages: list[FoundPage] = []
+        for index, piece in enumerate(stack):
+            # What a piece has not got the others may have to make up for.
+            size = max(wanted // (len(stack) - index) + 1, _PIECE_ENTRIES_MIN)
+            page = await self._ahead(piece, after, min(PAGE_ENTRIES_MAX, size), kept)
+            pages.append(page)
+            wanted -= len(page.found)
+        return pages
+
+    async def _ahead(
+        self, piece: Piece, after: str, size: int, kept: dict[int, Kept], until: str = ""
+    ) -> FoundPage:
         """A page of a piece behind `after`, from what was read before if that does not change."""
         if piece.number == UPPER or not self._fixed:
-            return await piece.layer.page(piece.node, after, size)
+            return await piece.layer.page(piece.node, after, size, until)
         known = kept.get(piece.number)
         if known is None or not (found := known.behind(after)):
             page = await piece.layer.page(piece.node, after, PAGE_ENTRIES_MAX)
@@ -327,10 +347,32 @@ class Kept:
 
 
 class _Merged(NamedTuple):
-    """What the topmost piece that has a name has there, and which piece that is."""
+    """Names in their order, with what the topmost piece that has them has there: one of `above`, or
+    else the `lowest`."""
 
-    found: dict[str, Found]
-    pieces: dict[str, Piece]
+    found: Sequence[tuple[str, Found]]
+    above: Mapping[str, Piece]
+    lowest: Piece
+
+
+def _merged(stack: Stack, parts: Sequence[Sequence[tuple[str, Found]]]) -> _Merged:
+    """Parts of the same stretch of names, one of each piece."""
+    found, lowest = parts[-1], stack[-1]
+    if not any(parts[:-1]):
+        return _Merged(found, {}, lowest)
+    merged = dict(found)
+    above: dict[str, Piece] = {}
+    for piece, part in zip(stack[-2::-1], parts[-2::-1], strict=True):
+        merged.update(part)
+        above.update(dict.fromkeys(map(_name_of, part), piece))
+    return _Merged(sorted(merged.items(), key=_name_of), above, lowest)
+
+
+def _up_to(found: Sequence[tuple[str, Found]], end: str | None) -> Sequence[tuple[str, Found]]:
+    """What is not behind `end`, if that is given."""
+    if end is None or not found or found[-1][0] <= end:
+        return found
+    return found[: bisect_right(found, end, key=_name_of)]
 
 
 # A page of a piece is not worth less.

@@ -100,12 +100,14 @@ class Wf1Layer(Layer):
         )
         return None if record is None else _found(name, record)
 
-    async def page(self, directory: DirectoryNode, after: str, limit: int) -> FoundPage:
+    async def page(
+        self, directory: DirectoryNode, after: str, limit: int, until: str = ""
+    ) -> FoundPage:
         """Up to `limit` of what the directory has behind `after`, as much as fits in a page."""
         own = self._own(directory)
         limit = max(1, min(limit, PAGE_ENTRIES_MAX))
         found, more = await self._volume.look(
-            lambda _, state: page_of(state, own.number, after, limit, whiteouts=True),
+            lambda _, state: page_of(state, own.number, after, limit, until, whiteouts=True),
             own.view,
             at_once=limit <= AT_ONCE_ENTRIES_MAX,
         )

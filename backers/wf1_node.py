@@ -86,13 +86,15 @@ def _subdirectory(state: State, directory: int, name: str) -> Record:
 
 
 def page_of(
-    state: State, directory: int, after: str, limit: int, *, whiteouts: bool
+    state: State, directory: int, after: str, limit: int, until: str = "", *, whiteouts: bool
 ) -> tuple[list[tuple[str, Record]], bool]:
-    """Up to `limit` names behind `after` with their nodes, as many as names and targets fit in a
-    page; and whether there are more."""
+    """Up to `limit` names behind `after`, as many as names and targets fit in a page, with their
+    nodes; and whether there are more.  Nothing is behind `until`, if that is given."""
     found: list[tuple[str, Record]] = []
     room = PAGE_BYTES_MAX
     for name, number in state.names_behind(directory, after, limit + 1):
+        if until and name > until:
+            break
         record = wf1_ops.node_at(state, number)
         if record.kind == wf1.WHITEOUT and not whiteouts:
             continue
