@@ -11,6 +11,7 @@ Invariants:
 * FIFOs, sockets and devices are listed and never opened.
 * A call that may wait for a device runs in a worker thread.  What the kernel's cache answers is
   asked on the loop.
+* An entry is found by the name that is listed (`capstore.backers.hostspell`).
 * A change is one system call, or several in one worker call that undoes what it cannot finish.
 * New files have mode 0666, executable ones and directories 0777, less the process's umask.
 
@@ -48,6 +49,7 @@ from capstore.backers.hostnode import (
     node_stat,
     os_errors,
 )
+from capstore.backers.hostspell import Spelling
 from capstore.backers.node import (
     Attributes,
     DirectoryNode,
@@ -114,13 +116,13 @@ class HostDirectory(DirectoryNode):
         raw = _raw(name)
         device = self._host.device
         with os_errors("lookup"):
-            node = self._cached(raw, os.O_PATH)
+            node = self._cached(name, raw, os.O_PATH)
             if node is not None:
                 with node:
                     found = stat_fd(node.fileno())
                 if not modes.S_ISLNK(found.mode):
                     return Entry(name, node_stat(found, device))
-        return await self._run("lookup", lambda fd: entry_at(fd, raw, name, device))
+        return await self._find("lookup", name, lambda fd: entry_at(fd, raw, name, device))
 
     async def list(self, after: str = "", limit: int = PAGE_ENTRIES_MAX) -> Page:
         """As `DirectoryNode.list`; see `capstore.backers.hostlist`."""
@@ -155,14 +157,16 @@ class HostDirectory(DirectoryNode):
                 "open", lambda fd: self._open_to_write(fd, raw, name, flags)
             )
             return self._file(opened, writable=True)
-        found = self._opened_at_once(raw)
+        found = self._opened_at_once(name, raw)
         if found is None:
-            found = await self._run("open", lambda fd: hostops.open_existing(fd, raw, os.O_RDONLY))
+            found = await self._find(
+                "open", name, lambda fd: hostops.open_existing(fd, raw, os.O_RDONLY)
+            )
         return self._file(found, writable=False)
 
-    def _opened_at_once(self, raw: bytes) -> tuple[OwnedFd, HostStat] | None:
+    def _opened_at_once(self, name: str, raw: bytes) -> tuple[OwnedFd, HostStat] | None:
         with os_errors("open"):
-            node = self._cached(raw, os.O_PATH)
+            node = self._cached(name, raw, os.O_PATH)
             if node is None:
                 return None
             with node:
@@ -178,7 +182,9 @@ class HostDirectory(DirectoryNode):
                 except FileExistsError:
                     if flags & OpenFlags.EXCLUSIVE:
                         raise
+                self._spelling.require_free(fd, name)
             try:
+                self._spelling.require(fd, name)
                 cut = os.O_TRUNC if flags & OpenFlags.TRUNCATE else 0
                 return hostops.open_existing(fd, raw, os.O_RDWR | cut)
             except FileNotFoundError:
@@ -205,14 +211,14 @@ class HostDirectory(DirectoryNode):
     async def sub(self, name: str) -> DirectoryNode:
         """As `DirectoryNode.sub`."""
         raw = _raw(name)
-        opened = self._sub_at_once(raw)
+        opened = self._sub_at_once(name, raw)
         if opened is None:
-            opened = await self._run("sub", lambda fd: hostops.open_directory(fd, raw))
+            opened = await self._find("sub", name, lambda fd: hostops.open_directory(fd, raw))
         return HostDirectory(self._host, *opened)
 
-    def _sub_at_once(self, raw: bytes) -> tuple[OwnedFd, HostStat] | None:
+    def _sub_at_once(self, name: str, raw: bytes) -> tuple[OwnedFd, HostStat] | None:
         with os_errors("sub"):
-            node = self._cached(raw, hostops.OPEN_DIRECTORY)
+            node = self._cached(name, raw, hostops.OPEN_DIRECTORY)
             return None if node is None else (node, look_fd(node.fileno()))
 
     async def mkdir(self, name: str) -> DirectoryNode:
@@ -238,7 +244,13 @@ class HostDirectory(DirectoryNode):
     async def remove(self, name: str, expect: Expect = Expect.ANY) -> None:
         """As `DirectoryNode.remove`."""
         raw = _raw(name)
-        await self._change("remove", lambda fd: hostops.remove(fd, raw, expect))
+
+        def remove(fd: int) -> None:
+            self._spelling.require(fd, name)
+            hostops.remove(fd, raw, expect)
+            self._spelling.gone(name)
+
+        await self._change("remove", remove)
 
     async def rename(
         self,
@@ -251,9 +263,20 @@ class HostDirectory(DirectoryNode):
         old, new = _raw(name), _raw(new_name)
 
         def move(source: int, goal: int, into: HostDirectory) -> None:
+            self._spelling.require(source, name)
+            if mode is RenameMode.EXCHANGE:
+                into._spelling.require(goal, new_name)
+            else:
+                here = name if into._names is self._names else ""
+                into._spelling.require_free(goal, new_name, instead_of=here)
             hostops.rename(source, old, goal, new, mode)
             into._names.added(new_name)
             self._names.added(name)  # an exchange puts an entry here, too
+            if mode is not RenameMode.EXCHANGE:
+                self._spelling.gone(name)
+                if new_name.lower() == name.lower():
+                    # Of two spellings of one entry the host may keep the old one.
+                    into._spelling.gone(new_name)
 
         await self._change_both("rename", target, move)
 
@@ -262,6 +285,7 @@ class HostDirectory(DirectoryNode):
         old, new = _raw(name), _raw(new_name)
 
         def link(source: int, goal: int, into: HostDirectory) -> None:
+            self._spelling.require(source, name)
             try:
                 os.link(old, new, src_dir_fd=source, dst_dir_fd=goal, follow_symlinks=False)
             except PermissionError:
@@ -291,6 +315,7 @@ class HostDirectory(DirectoryNode):
             if not raw:
                 change_attributes(fd, change)
                 return
+            self._spelling.require(fd, name)
             with open_at(fd, raw, os.O_PATH) as node:
                 if modes.S_ISLNK(look_fd(node.fileno()).mode):
                     change_link_attributes(fd, raw, change)
@@ -306,12 +331,28 @@ class HostDirectory(DirectoryNode):
 
     # How calls are made
 
-    def _cached(self, raw: bytes, flags: int) -> OwnedFd | None:
+    @property
+    def _spelling(self) -> Spelling:
+        return self._names.spelling
+
+    def _cached(self, name: str, raw: bytes, flags: int) -> OwnedFd | None:
         """Opens the entry if the kernel has it cached, else None.  For the loop; OSError."""
         self._host.check()
         if not self._at_once:
             return None
-        return open_at_once(self._fd.fileno(), raw, flags)
+        fd, spelling = self._fd.fileno(), self._names.spelling
+        if not (spelling.knows(name) or spelling.tells_apart(fd)):
+            return None
+        return open_at_once(fd, raw, flags)
+
+    async def _find(self, what: str, name: str, call: Callable[[int], T]) -> T:
+        """As `_run`, of an entry that is called `name`."""
+
+        def found(fd: int) -> T:
+            self._spelling.require(fd, name)
+            return call(fd)
+
+        return await self._run(what, found)
 
     async def _run(self, what: str, call: Callable[[int], T]) -> T:
         """Runs `call` with the descriptor in a worker."""

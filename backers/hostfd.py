@@ -356,10 +356,15 @@ def _plain_stat(found: os.stat_result) -> HostStat:
 
 def is_local(fd: int) -> bool:
     """Whether the filesystem of `fd` answers what is cached without asking anybody."""
+    return filesystem_of(fd) in _LOCAL_FILESYSTEMS
+
+
+def filesystem_of(fd: int) -> int:
+    """The number of the filesystem that holds `fd`, of linux/magic.h."""
     buffer = (ctypes.c_long * 64)()
     if _libc.fstatfs(fd, buffer):
         raise _last_error()
-    return buffer[0] & 0xFFFFFFFF in _LOCAL_FILESYSTEMS
+    return buffer[0] & 0xFFFFFFFF
 
 
 # Changing --------------------------------------------------------------------------------------

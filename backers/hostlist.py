@@ -16,7 +16,6 @@ Invariants:
 from __future__ import annotations
 
 import heapq
-import os
 import threading
 import time
 from bisect import bisect_right
@@ -24,11 +23,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from capstore.backers.hostfd import reopen_directory
+from capstore.backers.hostspell import Spelling, read_names
 from capstore.backers.node import Entry, Page
 from capstore.schema.errors import InvalidArgument
 from capstore.schema.limits import PAGE_BYTES_MAX, PAGE_ENTRIES_MAX
-from capstore.schema.names import from_bytes
 
 _LIFE_SECONDS_MIN: Final = 1.0
 _LIFE_COSTS: Final = 20
@@ -51,9 +49,11 @@ class Names:
         self._until = 0.0
         # None while nobody could need it: no list is kept or being read.
         self._added: set[str] | None = None
+        self.spelling = Spelling()
 
     def added(self, name: str) -> None:
         """Notes a name that was just made; called after the system call that made it."""
+        self.spelling.added(name)
         with self._adding:
             if self._added is not None and len(self._added) <= _ADDED_MAX:
                 self._added.add(name)
@@ -95,21 +95,6 @@ class Names:
                 self._sorted = names
                 self._until = now + max(_LIFE_SECONDS_MIN, _LIFE_COSTS * (now - began))
         return names
-
-
-def read_names(directory: int) -> list[str]:
-    """All names of a directory in the order of their bytes; none if it was removed.  Blocks.
-
-    A stored name whose escaped form is longer than a name may be is shown all the same, though
-    nothing can be done with it: hiding it would make a copy look complete that is not.
-    """
-    try:
-        with reopen_directory(directory) as fd:
-            found = os.listdir(fd.fileno())  # noqa: PTH208 - a Path would be a path
-    except FileNotFoundError:
-        return []
-    # Characters in their order are UTF-8 in the order of its bytes.
-    return sorted(name if name.isascii() else from_bytes(os.fsencode(name)) for name in found)
 
 
 def _merged(first: Iterator[str], second: Iterator[str]) -> Iterator[str]:

@@ -135,7 +135,8 @@ class Host:
 
     def names_of(self, found: HostStat) -> Names:
         """What is shared by all nodes that hold the same directory."""
-        return self._names.setdefault((found.device, found.inode), Names())
+        key = (found.device, found.inode)
+        return self._names.get(key) or self._names.setdefault(key, Names())
 
     def lock_of(self, found: HostStat) -> InodeLock:
         """What is shared by all handles that may write the same file."""

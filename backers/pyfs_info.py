@@ -77,6 +77,7 @@ def stored_name(name: str) -> str:
 class Traits:
     """What is known of a filesystem beyond PyFilesystem2's contract.
 
+    `folds_case`: it finds an entry by names that differ from its own in case.
     `namespaces`: what to ask it for to make a `Look` of it.  `on_host`: its paths are paths of the
     host.  `tells_of_links`: it has the namespace ``lstat``.
     `lasting`: an open file is the file itself, also when its name changes, and what is written to
@@ -85,6 +86,7 @@ class Traits:
     is done by copying.
     """
 
+    folds_case: bool
     namespaces: tuple[str, ...]
     read_only: bool
     on_host: bool
@@ -109,6 +111,7 @@ class Traits:
         tells_of_links = "lstat" in root.raw
         namespaces = _ZIP_NAMESPACES if isinstance(inner, ReadZipFS) else _NAMESPACES
         return Traits(
+            folds_case=bool(meta.get("case_insensitive", False)),
             namespaces=_LINK_NAMESPACES if tells_of_links else namespaces,
             read_only=bool(meta.get("read_only", False)),
             on_host=on_host,

@@ -6,6 +6,7 @@ Invariants:
   the filesystem's own lock, so looking and changing are one for all who use the filesystem object.
 * No link is followed: what an entry is, is asked before it is opened, entered or moved.  Where
   other processes change a directory of the host, between asking and opening, this does not hold.
+* An entry is found by the name that is listed, as in `capstore.backers.hostspell`.
 * A change is noted in `Places` when the filesystem has made it.
 """
 
@@ -19,7 +20,8 @@ from typing import Final
 from fs.base import FS
 
 from capstore.backers import hostops
-from capstore.backers.hostfd import sync_filesystem
+from capstore.backers.hostfd import OwnedFd, sync_filesystem
+from capstore.backers.hostspell import tells_apart
 from capstore.backers.node import (
     Attributes,
     Entry,
@@ -68,15 +70,38 @@ class Tree:
         """As `DirectoryNode.lookup`."""
         path = directory.path_of(name)
         self._settle_entries(directory, name)
-        return self.places.entry(directory, name, self._look(path))
+        look = self._look(path)
+        if not self._is_own(directory, name):
+            raise NotFound("listed with another spelling")
+        return self.places.entry(directory, name, look)
 
     def _find(self, directory: Place, name: str) -> Entry | None:
-        """As `lookup`; None where there is nothing."""
+        """As `lookup`; None where nothing is in the way of making it.
+
+        Raises `AlreadyExists` where something with another spelling is.
+        """
         try:
             return self.lookup(directory, name)
         except NotFound:
             _ = directory.path  # raises if it is the directory that is gone
-            return None
+        if not self._tells_apart(directory):
+            with suppress(NotFound):
+                self._look(directory.path_of(name))
+                raise AlreadyExists("there, with another spelling")
+        return None
+
+    def _is_own(self, directory: Place, name: str) -> bool:
+        """Whether the entry that the filesystem finds as `name` is called so."""
+        if self._tells_apart(directory):
+            return True
+        return name in map(shown_name, self.fs.listdir(directory.path))
+
+    def _tells_apart(self, directory: Place) -> bool:
+        """Whether entries of a directory are found by their own names only."""
+        if self.traits.folds_case or not self.traits.on_host:
+            return not self.traits.folds_case
+        with OwnedFd(os.open(self.fs.getsyspath(directory.path), os.O_PATH)) as fd:
+            return tells_apart(fd.fileno())
 
     def _look(self, path: str) -> Look:
         try:
@@ -165,10 +190,11 @@ class Tree:
 
     def open(self, directory: Place, name: str, flags: OpenFlags) -> Content:
         """As `DirectoryNode.open`; the caller is a holder of what is returned."""
-        entry = self._find(directory, name)
-        if entry is None:
-            if OpenFlags.CREATE not in flags:
-                raise NotFound("no entry of this name")
+        if OpenFlags.CREATE not in flags:
+            entry = self.lookup(directory, name)
+        elif (found := self._find(directory, name)) is not None:
+            entry = found
+        else:
             return self.create(directory, name)
         if OpenFlags.EXCLUSIVE in flags:
             raise AlreadyExists("the name is taken")
@@ -248,19 +274,16 @@ class Tree:
     ) -> None:
         """As `DirectoryNode.rename`."""
         moved = self.lookup(source, name)
-        other = self._find(target, new_name)
-        if mode is RenameMode.EXCHANGE and other is None:
-            raise NotFound("no entry to exchange with")
+        exchanges = mode is RenameMode.EXCHANGE
+        other = (self.lookup if exchanges else self._find)(target, new_name)
         if mode is RenameMode.NO_REPLACE and other is not None:
             raise AlreadyExists("the name is taken")
         if source is target and name == new_name:
             return
         path, goal = source.path_of(name), target.path_of(new_name)
-        if f"{goal}/".startswith(f"{path}/") or (
-            mode is RenameMode.EXCHANGE and f"{path}/".startswith(f"{goal}/")
-        ):
+        if f"{goal}/".startswith(f"{path}/") or (exchanges and f"{path}/".startswith(f"{goal}/")):
             raise InvalidArgument("a directory does not move into itself")
-        if mode is RenameMode.EXCHANGE:
+        if exchanges:
             raise Unsupported("PyFilesystem2 does not exchange entries")
         if other is not None:
             self._check_replaces(moved, other, goal)

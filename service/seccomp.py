@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from capstore.backers import hostspell
+
 __all__ = ["NUMBERS", "Machine", "apply", "machine", "program"]
 
 # linux/seccomp.h, linux/bpf_common.h
@@ -215,8 +217,9 @@ class _Partly:
 def _partly() -> dict[str, _Partly]:
     return {
         "clone": _Partly(0, [_CLONE_THREAD], _CLONE_THREAD | _CLONE_NAMESPACES),
-        # TCGETS and TIOCGWINSZ look at a terminal; FIONREAD, FIONBIO, FIONCLEX and FIOCLEX.
-        "ioctl": _Partly(1, [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451]),
+        # TCGETS and TIOCGWINSZ look at a terminal; FIONREAD, FIONBIO, FIONCLEX and FIOCLEX; and
+        # whether case counts in a directory.
+        "ioctl": _Partly(1, [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, *hostspell.IOCTLS]),
         # PR_SET_NAME, PR_GET_NAME and PR_SET_VMA: names of threads and of memory.
         "prctl": _Partly(0, [15, 16, 0x53564D41]),
         # Signals to this process: abort() and raise().

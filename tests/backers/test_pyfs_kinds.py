@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,6 +12,8 @@ from fs.base import FS
 from fs.ftpfs import FTPFS
 from fs.info import Info
 from fs.memoryfs import MemoryFS
+from fs.path import abspath, join, normpath
+from fs.wrapfs import WrapFS
 
 from capstore.backers.node import Attributes, FileNode, NodeKind, OpenFlags, Provenance
 from capstore.backers.pyfs import PyfsVolume
@@ -24,12 +26,30 @@ from capstore.schema.errors import (
     StorageIOError,
     Unsupported,
 )
+from tests.backers.spellings import FINDING, MAKING, hiding
 from tests.contract.harness import content_of, entries_of, names_of, populate, tree_of
 
 pytestmark = pytest.mark.anyio
 
 WRITE = OpenFlags.WRITE
 DATA = bytes(range(256)) * 40
+
+
+class Folding(WrapFS[FS]):
+    """A tree in memory in which case does not count."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryFS())
+
+    def delegate_path(self, path: str) -> tuple[FS, str]:
+        inner, found = self.delegate_fs(), "/"
+        for name in abspath(normpath(path)).split("/")[1:]:
+            listed = inner.listdir(found) if inner.isdir(found) else []
+            found = join(found, {each.lower(): each for each in listed}.get(name.lower(), name))
+        return inner, found
+
+    def getmeta(self, namespace: str = "standard") -> Mapping[str, object]:
+        return {**super().getmeta(namespace), "case_insensitive": True}
 
 
 class Plain(FS):
@@ -493,3 +513,24 @@ async def test_a_reader_goes_on_where_writing_is_denied() -> None:
             await volume.root.open("f", WRITE)
         await volume.root.remove("f")
         assert await everything(file) == DATA
+
+
+# Where case does not count ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted((FINDING | MAKING).keys() - {"link"}))
+async def test_another_spelling_is_another_name(name: str) -> None:
+    call = (FINDING | MAKING)[name]
+    filesystem = Folding()
+    filesystem.writebytes("/secret", DATA)
+    filesystem.writebytes("/own", b"own")
+    assert filesystem.readbytes("/SECRET") == DATA
+    expected = NotFound if name in FINDING else AlreadyExists
+    async with opened(filesystem) as volume:
+        for directory in (volume.root, hiding(volume)):
+            with pytest.raises(expected):
+                await call(directory, "Secret")
+        with pytest.raises(NotFound):
+            await call(hiding(volume), "secret")
+        assert filesystem.readbytes("/secret") == DATA
+        assert sorted(filesystem.listdir("/")) == ["own", "secret"]
