@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
+import sys
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from capstore.backers.memory import MemoryDirectory, MemoryVolume
 from capstore.backers.node import DirectoryNode, Entry
 from capstore.schema.errors import Busy, Revoked, StorageIOError
+from capstore.schema.limits import KIB
 from capstore.schema.nodes import Change, ChangeKind
 from capstore.service import session
 from capstore.service.client import connect
@@ -18,6 +22,7 @@ from capstore.service.guard import GuardedDirectory
 from capstore.service.remote import Directory
 from capstore.service.remote_watch import _Inbox
 from tests.service.inprocess import serving
+from tests.service.watches import hub_of, until
 
 pytestmark = pytest.mark.anyio
 
@@ -138,3 +143,71 @@ async def test_a_service_that_tells_on_unanswered_makes_nobody_wait() -> None:
     assert not first.done()
     assert inbox.take() == Change(ChangeKind.OVERFLOW)
     await first
+
+
+_libc = ctypes.CDLL(None)
+
+# Watches so often, and asks for nothing that it is told.
+_SILENT = """
+import asyncio, contextlib, sys
+import capstore
+
+async def main():
+    async with capstore.connect(sys.argv[1]) as root, contextlib.AsyncExitStack() as stack:
+        for _ in range(int(sys.argv[2])):
+            await stack.enter_async_context(root.watch())
+        print("watching", flush=True)
+        await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+class _Heap(ctypes.Structure):
+    """What mallinfo2(3) says."""
+
+    _fields_ = [
+        ("not_asked", ctypes.c_size_t * 4),
+        ("hblkhd", ctypes.c_size_t),
+        ("nor_asked", ctypes.c_size_t * 2),
+        ("uordblks", ctypes.c_size_t),
+        ("at_last", ctypes.c_size_t * 2),
+    ]
+
+
+def heap_bytes() -> int:
+    """How much of the C library's heap is in use, by the thread that asks."""
+    gc.collect()
+    _libc.mallinfo2.restype = _Heap
+    heap = _libc.mallinfo2()
+    return int(heap.uordblks + heap.hblkhd)
+
+
+@pytest.mark.skipif(not hasattr(_libc, "mallinfo2"), reason="an older C library")
+async def test_what_was_told_is_not_kept_until_it_is_answered() -> None:
+    watches, changes, name_bytes = 128, 1000, 250
+    volume = await MemoryVolume.open()
+    async with serving({"m": volume}) as served:
+        client = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", _SILENT, str(served.unix["m"]), str(watches)),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert client.stdout is not None
+            assert await client.stdout.readline() == b"watching\n"
+            hub, root = hub_of(served), (await volume.root.stat()).node_id
+            (those,) = (tuple(each) for each in hub.watches.values())
+            before = heap_bytes()
+            for number in range(changes):
+                hub.tell(root, Change(ChangeKind.CREATED, f"{number:0{name_bytes}}"))
+            told: Any = those
+            await until(lambda: not any(watch._noted for watch in told))
+            session = told[0]._session
+            await until(lambda: not session.unsent_bytes)
+            # Each waits for an answer that nobody gives.
+            assert all(watch._telling is not None for watch in told)
+            # A list of what was told would be 8 KB, and the message 270.
+            assert heap_bytes() - before < watches * 6 * KIB
+        finally:
+            client.kill()
+            await client.wait()
