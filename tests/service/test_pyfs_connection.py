@@ -91,7 +91,7 @@ def test_many_threads_share_one_filesystem(tree: CapstoreFS) -> None:
     def work(number: int) -> None:
         rng = random.Random(number)
         home = tree.makedir(f"home{number}")
-        for step in range(15):
+        for step in range(10):
             data = rng.randbytes(rng.randrange(300_000))
             home.writebytes(f"f{step}", data)
             with home.open(f"f{step}", "rb") as file:
@@ -99,11 +99,11 @@ def test_many_threads_share_one_filesystem(tree: CapstoreFS) -> None:
             home.move(f"f{step}", f"g{step}")
             assert home.exists(f"g{step}")
             assert not home.exists("nothing/there")
-        assert len(home.listdir("/")) == 15
+        assert len(home.listdir("/")) == 10
 
     with ThreadPoolExecutor(12) as pool:
-        list(pool.map(work, range(24)))
-    assert len(tree.listdir("/")) == 24
+        list(pool.map(work, range(12)))
+    assert len(tree.listdir("/")) == 12
 
 
 def test_one_file_object_in_many_threads(tree: CapstoreFS) -> None:

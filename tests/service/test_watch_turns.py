@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
 import sys
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -21,8 +20,8 @@ from capstore.service.grants import Grant, Policy, ServedVolume
 from capstore.service.guard import GuardedDirectory
 from capstore.service.remote import Directory
 from capstore.service.remote_watch import _Inbox
+from tests.service import telling
 from tests.service.inprocess import serving
-from tests.service.watches import hub_of, until
 
 pytestmark = pytest.mark.anyio
 
@@ -145,69 +144,30 @@ async def test_a_service_that_tells_on_unanswered_makes_nobody_wait() -> None:
     await first
 
 
-_libc = ctypes.CDLL(None)
-
-# Watches so often, and asks for nothing that it is told.
-_SILENT = """
-import asyncio, contextlib, sys
-import capstore
-
-async def main():
-    async with capstore.connect(sys.argv[1]) as root, contextlib.AsyncExitStack() as stack:
-        for _ in range(int(sys.argv[2])):
-            await stack.enter_async_context(root.watch())
-        print("watching", flush=True)
-        await asyncio.sleep(3600)
-
-asyncio.run(main())
-"""
-
-
-class _Heap(ctypes.Structure):
-    """What mallinfo2(3) says."""
-
-    _fields_ = [
-        ("not_asked", ctypes.c_size_t * 4),
-        ("hblkhd", ctypes.c_size_t),
-        ("nor_asked", ctypes.c_size_t * 2),
-        ("uordblks", ctypes.c_size_t),
-        ("at_last", ctypes.c_size_t * 2),
-    ]
-
-
-def heap_bytes() -> int:
-    """How much of the C library's heap is in use, by the thread that asks."""
-    gc.collect()
-    _libc.mallinfo2.restype = _Heap
-    heap = _libc.mallinfo2()
-    return int(heap.uordblks + heap.hblkhd)
-
-
-@pytest.mark.skipif(not hasattr(_libc, "mallinfo2"), reason="an older C library")
+@pytest.mark.skipif(not hasattr(telling.libc, "mallinfo2"), reason="an older C library")
 async def test_what_was_told_is_not_kept_until_it_is_answered() -> None:
-    watches, changes, name_bytes = 128, 1000, 250
-    volume = await MemoryVolume.open()
-    async with serving({"m": volume}) as served:
-        client = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", _SILENT, str(served.unix["m"]), str(watches)),
-            stdout=asyncio.subprocess.PIPE,
-        )
-        try:
-            assert client.stdout is not None
-            assert await client.stdout.readline() == b"watching\n"
-            hub, root = hub_of(served), (await volume.root.stat()).node_id
-            (those,) = (tuple(each) for each in hub.watches.values())
-            before = heap_bytes()
-            for number in range(changes):
-                hub.tell(root, Change(ChangeKind.CREATED, f"{number:0{name_bytes}}"))
-            told: Any = those
-            await until(lambda: not any(watch._noted for watch in told))
-            session = told[0]._session
-            await until(lambda: not session.unsent_bytes)
-            # Each waits for an answer that nobody gives.
-            assert all(watch._telling is not None for watch in told)
-            # What is told takes 270 KB on the wire, and here 50 as it was noted.
-            assert heap_bytes() - before < watches * 32 * KIB
-        finally:
-            client.kill()
-            await client.wait()
+    watches, changes = 128, 1000
+    service = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.service.telling", str(changes)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert service.stdin is not None
+        assert service.stdout is not None
+        uri = (await service.stdout.readline()).decode().strip()
+        async with connect(uri) as root, AsyncExitStack() as stack:
+            assert isinstance(root, Directory)
+            for _ in range(watches):
+                # Nothing of it is ever asked for.
+                await stack.enter_async_context(root.watch())
+            service.stdin.write(b"tell\n")
+            grown = int(await service.stdout.readline())
+        # The changes of one telling would be 8 KB more.
+        assert grown < watches * 6 * KIB
+        service.stdin.write(b"end\n")
+        assert await service.wait() == 0
+    finally:
+        if service.returncode is None:
+            service.kill()
+            await service.wait()

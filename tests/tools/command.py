@@ -12,9 +12,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,10 +53,48 @@ class Ran:
         return self.error
 
 
+class Child:
+    """A run of the command by the nursery, with what tests use of `subprocess.Popen`."""
+
+    def __init__(self, pid: int, report: IO[bytes], stdout: IO[bytes] | None = None) -> None:
+        self.pid = pid
+        self.stdout = stdout
+        self.returncode: int | None = None
+        self._report = report
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code.  Raises `subprocess.TimeoutExpired`."""
+        if self.returncode is None:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._report, selectors.EVENT_READ)
+                if not selector.select(timeout):
+                    raise subprocess.TimeoutExpired("capstore", timeout or 0)
+            self.returncode = int(self._report.read())
+            self._report.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal, unless it has ended."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Ends it."""
+        self.send_signal(signal.SIGKILL)
+
+
 class _Nursery:
     """Runs the command in children of a process that has imported it; see `nursery`."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -65,17 +104,24 @@ class _Nursery:
                 cwd=Path(__file__).parents[2],
             )
 
-    def run(
+    def begin(
         self, arguments: Sequence[str], files: Sequence[IO[bytes]], folder: Path, **more: str
-    ) -> int:
+    ) -> Child:
+        """Begins a run, with these as stdin, stdout and stderr."""
         request = {
             "arguments": list(arguments),
             "folder": str(folder),
             "environment": dict(os.environ) | more,
         }
-        descriptors = [file.fileno() for file in files]
-        socket.send_fds(self._requests, [json.dumps(request).encode()], descriptors)
-        return int(self._requests.recv(100))
+        end, report = os.pipe()
+        try:
+            descriptors = [*(file.fileno() for file in files), report]
+            with self._lock:
+                socket.send_fds(self._requests, [json.dumps(request).encode()], descriptors)
+                pid = int(self._requests.recv(100))
+        finally:
+            os.close(report)
+        return Child(pid, open(end, "rb"))
 
     def close(self) -> None:
         self._requests.close()
@@ -83,10 +129,11 @@ class _Nursery:
 
 
 @cache
-def _nursery() -> _Nursery:
-    nursery = _Nursery()
-    atexit.register(nursery.close)
-    return nursery
+def nursery() -> _Nursery:
+    """The one of this process, and of its tests."""
+    made = _Nursery()
+    atexit.register(made.close)
+    return made
 
 
 def capstore(
@@ -96,12 +143,13 @@ def capstore(
     with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as error:
         given.write(stdin)
         given.seek(0)
-        code = _nursery().run(
+        child = nursery().begin(
             [str(argument) for argument in arguments],
             (given, out, error),
             cwd or Path.cwd(),
             **environment,
         )
+        code = child.wait()
         out.seek(0)
         error.seek(0)
         return _checked(Ran(code, out.read(), error.read().decode()))
@@ -150,14 +198,34 @@ class Served:
                 *("--listen", f"unix:{self.socket}"),
                 *arguments,
             ]
-        self.process = subprocess.Popen(
-            [*prefix, *COMMAND, "serve", *map(str, arguments)],
+        # What is in front of it, or asked of the interpreter, needs one of its own.
+        begin = self._begun_anew if prefix or environment else self._begun
+        self.process = begin(["serve", *map(str, arguments)], cwd, prefix, environment)
+        self.lines = self._until_ready()
+
+    def _begun(
+        self, arguments: Sequence[str], cwd: Path | None, *none: object
+    ) -> Child | subprocess.Popen[bytes]:
+        end, stdout = os.pipe()
+        with open(os.devnull, "rb") as stdin, open(stdout, "wb") as out:
+            child = nursery().begin(arguments, (stdin, out, self._log), cwd or Path.cwd())
+        child.stdout = open(end, "rb")  # noqa: SIM115 - closed with the child
+        return child
+
+    def _begun_anew(
+        self,
+        arguments: Sequence[str],
+        cwd: Path | None,
+        prefix: Sequence[str],
+        environment: Mapping[str, str],
+    ) -> Child | subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*prefix, *COMMAND, *arguments],
             stdout=subprocess.PIPE,
             stderr=self._log,
             cwd=cwd,
-            env=os.environ | {"PYTHONWARNINGS": WARNINGS} | environment,
+            env={**os.environ, "PYTHONWARNINGS": WARNINGS, **environment},
         )
-        self.lines = self._until_ready()
 
     def _until_ready(self) -> list[str]:
         """The lines it prints, which come in one write."""

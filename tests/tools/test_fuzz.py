@@ -25,7 +25,7 @@ from capstore.tools.fuzz.worker import Outcome
 
 SEED = 20_000
 RUNS = 80
-SECONDS = 0.4
+SECONDS = 0.2
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tests.images.fatimages import ENVIRONMENT, fill, make
 from tests.tools.command import Served, capstore, serving
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
-PACKAGES = ("asyncio", "email", "json", "xml")
+PACKAGES = ("email", "json")
 Maker = Callable[[Path, Path], str]
 
 

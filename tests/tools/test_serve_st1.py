@@ -94,7 +94,7 @@ async def survives(image: Path, contents: list[bytes], kills: int) -> None:
 
 
 async def test_real_files_survive_kills_during_compaction(tmp_path: Path) -> None:
-    await survives(tmp_path / "image", corpus(every=10), kills=3)
+    await survives(tmp_path / "image", corpus(every=30), kills=2)
 
 
 @pytest.mark.long
