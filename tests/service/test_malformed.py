@@ -38,19 +38,26 @@ asyncio.run(main())
 """
 
 
-@pytest.fixture
-def uri() -> Iterator[CapabilityURI]:
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[CapabilityURI, subprocess.Popen[str]]]:
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert server.stdout is not None
     try:
-        yield CapabilityURI.parse(server.stdout.readline())
-        assert server.poll() is None, "the service is gone"
+        yield CapabilityURI.parse(server.stdout.readline()), server
     finally:
         server.terminate()
         server.wait()
         server.stdout.close()
+
+
+@pytest.fixture
+def uri(server: tuple[CapabilityURI, subprocess.Popen[str]]) -> Iterator[CapabilityURI]:
+    uri, process = server
+    assert process.poll() is None, "the service is gone"
+    yield uri
+    assert process.poll() is None, "the service is gone"
 
 
 def bootstrap() -> bytes:
@@ -104,4 +111,4 @@ async def test_a_message_that_contradicts_itself(uri: CapabilityURI, pointer: st
     writer.close()
     async with connect(uri) as root:
         assert isinstance(root, Directory)
-        await root.mkdir("alive")
+        await root.mkdir(f"alive behind {pointer}")

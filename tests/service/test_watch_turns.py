@@ -147,8 +147,10 @@ async def test_a_service_that_tells_on_unanswered_makes_nobody_wait() -> None:
 @pytest.mark.skipif(not hasattr(telling.libc, "mallinfo2"), reason="an older C library")
 async def test_what_was_told_is_not_kept_until_it_is_answered() -> None:
     watches, changes = 128, 1000
+    # The changes of one telling would be 8 KB more.
+    enough = watches * 6 * KIB
     service = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.service.telling", str(changes)),
+        *(sys.executable, "-m", "tests.service.telling", str(changes), str(enough)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -163,8 +165,7 @@ async def test_what_was_told_is_not_kept_until_it_is_answered() -> None:
                 await stack.enter_async_context(root.watch())
             service.stdin.write(b"tell\n")
             grown = int(await service.stdout.readline())
-        # The changes of one telling would be 8 KB more.
-        assert grown < watches * 6 * KIB
+        assert grown < enough
         service.stdin.write(b"end\n")
         assert await service.wait() == 0
     finally:
