@@ -25,8 +25,8 @@ import errno
 import fcntl
 import os
 import stat as modes
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from capstore.backers import hosthandle, hostops
@@ -49,7 +49,7 @@ from capstore.backers.hostnode import (
     node_stat,
     os_errors,
 )
-from capstore.backers.hostspell import Spelling
+from capstore.backers.hostspell import Spelling, is_respelled, other_case
 from capstore.backers.node import (
     Attributes,
     DirectoryNode,
@@ -69,6 +69,7 @@ from capstore.schema.errors import (
     Busy,
     CrossVolume,
     InvalidArgument,
+    InvalidName,
 )
 from capstore.schema.limits import PAGE_ENTRIES_MAX
 from capstore.schema.names import check_name, to_bytes
@@ -182,7 +183,7 @@ class HostDirectory(DirectoryNode):
                 except FileExistsError:
                     if flags & OpenFlags.EXCLUSIVE:
                         raise
-                self._spelling.require_free(fd, name)
+                self._spelling.is_taken(fd, name)
             try:
                 self._spelling.require(fd, name)
                 cut = os.O_TRUNC if flags & OpenFlags.TRUNCATE else 0
@@ -193,9 +194,26 @@ class HostDirectory(DirectoryNode):
         raise Busy("the name comes and goes")
 
     def _make_file(self, fd: int, raw: bytes, name: str, mode: int) -> tuple[OwnedFd, HostStat]:
-        made = open_at(fd, raw, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-        self._names.added(name)
+        with self._making(fd, raw, name) as held:
+            made = open_at(fd, raw, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            held.add(made)
         return made, look_fd(made.fileno())
+
+    @contextmanager
+    def _making(self, fd: int, raw: bytes, name: str) -> Iterator[set[OwnedFd]]:
+        """The context of the call that makes `name`, which is undone if it was not made so.
+
+        What is added to the set that it gives is closed before.
+        """
+        held: set[OwnedFd] = set()
+        try:
+            with self._names.making(fd, name):
+                yield held
+        except InvalidName:
+            for each in held:
+                each.close()
+            hostops.remove(fd, raw, Expect.ANY)
+            raise
 
     def _file(self, opened: tuple[OwnedFd, HostStat], *, writable: bool) -> HostFile:
         fd, found = opened
@@ -226,15 +244,14 @@ class HostDirectory(DirectoryNode):
         raw = _raw(name)
 
         def make(fd: int) -> tuple[OwnedFd, HostStat]:
-            os.mkdir(raw, 0o777, dir_fd=fd)
+            with self._making(fd, raw, name):
+                os.mkdir(raw, 0o777, dir_fd=fd)
             try:
-                made = hostops.open_directory(fd, raw)
+                return hostops.open_directory(fd, raw)
             except OSError:
                 with suppress(OSError):
                     os.rmdir(raw, dir_fd=fd)
                 raise
-            self._names.added(name)
-            return made
 
         node, found = await self._change("mkdir", make)
         return HostDirectory(self._host, node, found)
@@ -248,7 +265,7 @@ class HostDirectory(DirectoryNode):
         def remove(fd: int) -> None:
             self._spelling.require(fd, name)
             hostops.remove(fd, raw, expect)
-            self._spelling.gone(name)
+            self._names.gone(name)
 
         await self._change("remove", remove)
 
@@ -266,19 +283,60 @@ class HostDirectory(DirectoryNode):
             self._spelling.require(source, name)
             if mode is RenameMode.EXCHANGE:
                 into._spelling.require(goal, new_name)
+                hostops.rename(source, old, goal, new, mode)
+                self._names.added(name)
+            elif into._names is self._names and self._respells(goal, name, new_name):
+                self._respell(goal, name, new_name)
             else:
-                here = name if into._names is self._names else ""
-                into._spelling.require_free(goal, new_name, instead_of=here)
-            hostops.rename(source, old, goal, new, mode)
+                into._take(goal, new_name, source, old, mode)
+                if into._names is not self._names or name != new_name:
+                    self._names.gone(name)
             into._names.added(new_name)
-            self._names.added(name)  # an exchange puts an entry here, too
-            if mode is not RenameMode.EXCHANGE:
-                self._spelling.gone(name)
-                if new_name.lower() == name.lower():
-                    # Of two spellings of one entry the host may keep the old one.
-                    into._spelling.gone(new_name)
 
         await self._change_both("rename", target, move)
+
+    def _respells(self, fd: int, name: str, new_name: str) -> bool:
+        """Whether the host takes both names for that of one entry, which is called `name`."""
+        if name == new_name or name.lower() != new_name.lower():
+            return False
+        try:
+            return not self._spelling.is_own(fd, new_name) and is_respelled(fd, name, new_name)
+        except FileNotFoundError:
+            return False
+
+    def _respell(self, fd: int, name: str, new_name: str) -> None:
+        """Gives the entry `name` another spelling."""
+        old, new = _raw(name), _raw(new_name)
+        try:
+            with self._names.making(fd, new_name):
+                hostops.respell(fd, old, new)
+        except InvalidName:
+            hostops.respell(fd, new, old)
+            raise
+        self._names.gone(name)
+
+    def _take(self, fd: int, name: str, source: int, old: bytes, mode: RenameMode) -> None:
+        """Gives the entry `old` of another directory the name `name` here."""
+        new = _raw(name)
+        for _ in range(hostops.RACES_MAX):
+            is_taken = self._spelling.is_taken(fd, name)
+            # What somebody makes meanwhile, with another spelling, is not to be replaced.
+            is_sure = is_taken or self._spelling.tells_apart(fd) or mode is not RenameMode.REPLACE
+            try:
+                with self._names.making(fd, name):
+                    if is_sure:
+                        hostops.rename(source, old, fd, new, mode)
+                    else:
+                        hostops.rename_to_free(source, old, fd, new)
+            except FileExistsError:
+                if is_sure:
+                    raise
+            except InvalidName:
+                hostops.rename_to_free(fd, new, source, old)
+                raise
+            else:
+                return
+        raise Busy("the name comes and goes")
 
     async def link(self, name: str, target: DirectoryNode, new_name: str) -> None:
         """As `DirectoryNode.link`."""
@@ -287,11 +345,11 @@ class HostDirectory(DirectoryNode):
         def link(source: int, goal: int, into: HostDirectory) -> None:
             self._spelling.require(source, name)
             try:
-                os.link(old, new, src_dir_fd=source, dst_dir_fd=goal, follow_symlinks=False)
+                with into._making(goal, new, new_name):
+                    os.link(old, new, src_dir_fd=source, dst_dir_fd=goal, follow_symlinks=False)
             except PermissionError:
                 hostops.refuse_directory(source, old)
                 raise
-            into._names.added(new_name)
 
         await self._change_both("link", target, link)
 
@@ -300,8 +358,8 @@ class HostDirectory(DirectoryNode):
         raw, goal = _raw(name), hostops.raw_target(target)
 
         def link(fd: int) -> None:
-            os.symlink(goal, raw, dir_fd=fd)
-            self._names.added(name)
+            with self._making(fd, raw, name):
+                os.symlink(goal, raw, dir_fd=fd)
 
         await self._change("symlink", link)
 
@@ -341,9 +399,22 @@ class HostDirectory(DirectoryNode):
         if not self._at_once:
             return None
         fd, spelling = self._fd.fileno(), self._names.spelling
-        if not (spelling.knows(name) or spelling.tells_apart(fd)):
-            return None
-        return open_at_once(fd, raw, flags)
+        if spelling.tells_apart(fd) or spelling.knows(name) or self._has_no_other_case(fd, name):
+            return open_at_once(fd, raw, flags)
+        return None
+
+    def _has_no_other_case(self, fd: int, name: str) -> bool:
+        """Whether the kernel knows that nothing is found with the other case of all letters."""
+        other = other_case(name)
+        if other is None:
+            return False
+        try:
+            found = open_at_once(fd, to_bytes(other), os.O_PATH)
+        except FileNotFoundError:
+            return True
+        if found is not None:
+            found.close()
+        return False
 
     async def _find(self, what: str, name: str, call: Callable[[int], T]) -> T:
         """As `_run`, of an entry that is called `name`."""

@@ -21,6 +21,7 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from capstore.backers.hostspell import Spelling, read_names
@@ -53,10 +54,23 @@ class Names:
 
     def added(self, name: str) -> None:
         """Notes a name that was just made; called after the system call that made it."""
-        self.spelling.added(name)
         with self._adding:
             if self._added is not None and len(self._added) <= _ADDED_MAX:
                 self._added.add(name)
+
+    @contextmanager
+    def making(self, directory: int, name: str) -> Iterator[None]:
+        """The context of the system call that makes `name`; raises as `Spelling.making`."""
+        with self.spelling.making(directory, name):
+            yield
+            self.added(name)
+
+    def gone(self, name: str) -> None:
+        """Notes a name that was just removed, or moved."""
+        self.spelling.gone(name)
+        if not self.spelling.knows(name):
+            # It may find another entry, which is in the list by its own.
+            self.forget()
 
     def forget(self) -> None:
         """Drops the list."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat as modes
 from pathlib import Path
 from typing import Final
@@ -143,6 +144,27 @@ def rename(source: int, old: bytes, goal: int, new: bytes, mode: RenameMode) -> 
         if mode is not RenameMode.REPLACE and not _into_itself(source, old, goal, new, mode):
             raise Unsupported("the host's filesystem has no such rename") from None
         raise InvalidArgument("a directory does not move into itself") from None
+
+
+def rename_to_free(source: int, old: bytes, goal: int, new: bytes) -> None:
+    """Renames to a name that was free just now; FileExistsError where it is not, if the filesystem
+    can tell."""
+    try:
+        rename(source, old, goal, new, RenameMode.NO_REPLACE)
+    except Unsupported:
+        rename(source, old, goal, new, RenameMode.REPLACE)
+
+
+def respell(directory: int, old: bytes, new: bytes) -> None:
+    """Gives an entry a name that the host takes for the one it has, which is why it would do
+    nothing if asked at once."""
+    between = f".capstore-{secrets.token_hex(8)}".encode()
+    rename_to_free(directory, old, directory, between)
+    try:
+        rename_to_free(directory, between, directory, new)
+    except BaseException:
+        rename_to_free(directory, between, directory, old)
+        raise
 
 
 def _into_itself(source: int, old: bytes, goal: int, new: bytes, mode: RenameMode) -> bool:

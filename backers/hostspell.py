@@ -6,13 +6,13 @@ thing, so here it is found by one.
 
 Invariants:
 
-* A name that the directory does not list finds nothing, and what would replace or be the entry that
-  the host finds by it is refused.
-* Only a directory that is known to tell all names apart (`tells_apart`) is not read for that.  What
-  was read is believed for `_LIFE_SECONDS_MIN`, or `_LIFE_COSTS` times what reading took: for so
-  long an entry that others give another spelling is found by the old one.
-* Of a directory that may be passed through but not read, names are taken as they are if the host
-  finds nothing by their other spellings (`_others`).
+* A name that the directory does not list finds nothing.  What would replace, or be, the entry that
+  the host finds by it is refused; so is making what the host then lists by another name.
+* Asked for that are, in this order: the directory's flags (`tells_apart`); for a name in ASCII with
+  letters, whether the host finds anything with the other case of all of them, for whoever ignores
+  case finds an entry by that, too; and the names that the directory lists.
+* What was read is believed for `_LIFE_SECONDS_MIN`, or `_LIFE_COSTS` times what reading took: for
+  so long an entry that others give another spelling is found by the old one.
 """
 
 from __future__ import annotations
@@ -24,20 +24,24 @@ import struct
 import threading
 import time
 import unicodedata
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from capstore.backers.hostfd import filesystem_of, reopen_directory, stat_at
+from capstore.schema.errors import InvalidName
 from capstore.schema.names import from_bytes, to_bytes
 
 # linux/magic.h.  These have no directories in which case does not count.
 _NEVER: Final = frozenset({0x9123683E, 0x858458F6})  # Btrfs, ramfs
-# These have, and say which: ext4, tmpfs, overlayfs, F2FS, bcachefs.
-_BY_FLAG: Final = frozenset({0xEF53, 0x01021994, 0x794C7630, 0xF2F52010, 0xCA451A4E})
+# These have, and say which: ext4, F2FS, bcachefs; tmpfs has since it answers.
+_BY_FLAG: Final = frozenset({0xEF53, 0xF2F52010, 0xCA451A4E, 0x01021994})
+_TMPFS: Final = 0x01021994
 _XFS: Final = 0x58465342
 
-# linux/fs.h
+# linux/fs.h; it says `long` and gives an int.
 _GET_FLAGS: Final = 0x80086601
-_FLAGS: Final = struct.Struct("=Q")
+_FLAGS: Final = struct.Struct("=I4x")
 _CASEFOLD: Final = 0x40000000
 # xfs_fs.h: struct xfs_fsop_geom_v1, and of its flags that case does not count in ASCII.
 _GET_GEOMETRY: Final = 0x80705864
@@ -55,11 +59,16 @@ class Spelling:
 
     def __init__(self) -> None:
         self._tells_apart: bool | None = None
+        self._reading = threading.Lock()
         self._lock = threading.Lock()
         self._listed: set[str] = set()
         self._until = 0.0
-        # Of names that went; what was read beside that is not to be believed later.
+        self._reads_begun = 0
+        # Names that went: how many, and which of them while the directory is being read.
         self._losses = 0
+        self._lost: set[str] = set()
+
+    # On the loop, too ----------------------------------------------------------------------------
 
     def tells_apart(self, directory: int) -> bool:
         """Whether every entry is known to be found by its own name only.
@@ -76,47 +85,54 @@ class Spelling:
             name in self._listed and time.monotonic() < self._until
         )
 
+    # In worker threads ---------------------------------------------------------------------------
+
     def is_own(self, directory: int, name: str) -> bool:
-        """Whether the entry that `name` finds is called so.  Blocks.
+        """Whether the entry that `name` finds is called so.
 
         Raises `FileNotFoundError` where it finds none, and `PermissionError` where the directory
-        cannot be read, and something else is found by another spelling.
+        cannot be read, and something is found by another spelling.
         """
         if self.tells_apart(directory) or self.knows(name):
             return True
         stat_at(directory, to_bytes(name))
-        try:
-            return name in self._read(directory)
-        except PermissionError:
-            if any(_is_there(directory, other) for other in _others(name)):
-                raise
-            return True
+        return is_own_name(
+            name, lambda other: _is_there(directory, other), lambda: self._read(directory)
+        )
 
     def require(self, directory: int, name: str) -> None:
-        """Raises `FileNotFoundError` where no entry is called `name`; as `is_own`.  Blocks."""
+        """Raises `FileNotFoundError` where no entry is called `name`; as `is_own`."""
         if not self.is_own(directory, name):
             raise FileNotFoundError(errno.ENOENT, "listed with another spelling")
 
-    def require_free(self, directory: int, name: str, *, instead_of: str = "") -> None:
-        """Raises `FileExistsError` where `name` finds an entry that is not called so.  Blocks.
+    def is_taken(self, directory: int, name: str) -> bool:
+        """Whether an entry is called `name`; as `is_own`.
 
-        But one that is called `instead_of`, and differs in case only, may get the name.
+        Raises `FileExistsError` where another one is found by it.
         """
         try:
             if self.is_own(directory, name):
-                return
+                return True
         except FileNotFoundError:
-            return
-        if instead_of:
-            alike = [each for each in self._read(directory) if each.lower() == name.lower()]
-            if alike == [instead_of]:
-                return
+            return False
         raise FileExistsError(errno.EEXIST, "there, with another spelling")
 
-    def added(self, name: str) -> None:
-        """Notes a name that was just made."""
+    @contextmanager
+    def making(self, directory: int, name: str) -> Iterator[None]:
+        """The context of the system call that makes `name`.
+
+        Raises `InvalidName` for one that is listed by another; it is for the caller to undo it.
+        """
+        losses = self._losses
+        yield
+        if self.tells_apart(directory):
+            return
+        if not _is_plain(name) and not is_own_name(
+            name, lambda other: _is_there(directory, other), lambda: read_names(directory)
+        ):
+            raise InvalidName("the filesystem would list it with another spelling")
         with self._lock:
-            if self._listed:
+            if self._listed and losses == self._losses:
                 self._listed.add(name)
 
     def gone(self, name: str) -> None:
@@ -124,19 +140,83 @@ class Spelling:
         with self._lock:
             self._losses += 1
             self._listed.discard(name)
+            self._lost.add(name)
 
-    def _read(self, directory: int) -> set[str]:
-        """The names of the directory, from now on believed."""
-        with self._lock:
-            losses = self._losses
-        began = time.monotonic()
-        listed = set(read_names(directory))
-        now = time.monotonic()
-        with self._lock:
-            if losses == self._losses:
-                self._listed = listed
+    def _read(self, directory: int) -> Container[str]:
+        """What the directory lists, or did for somebody else while this waited."""
+        came = self._reads_begun
+        with self._reading:
+            if self._reads_begun > came:
+                return self._listed
+            with self._lock:
+                self._reads_begun += 1
+                self._lost.clear()
+            began = time.monotonic()
+            listed = set(read_names(directory))
+            now = time.monotonic()
+            with self._lock:
+                self._listed = listed - self._lost
                 self._until = now + max(_LIFE_SECONDS_MIN, _LIFE_COSTS * (now - began))
-        return listed
+            return listed
+
+
+def is_own_name(
+    name: str, is_there: Callable[[str], bool], listed: Callable[[], Container[str]]
+) -> bool:
+    """Whether the entry that `name` finds is called so, in any directory.
+
+    `is_there` says whether another name finds anything, `listed` what the directory lists.  Raises
+    what they do: where the directory may not be read (`PermissionError`) only if another spelling
+    finds something.
+    """
+    other = other_case(name)
+    if other is not None and not is_there(other):
+        return True
+    try:
+        return name in listed()
+    except PermissionError:
+        if any(map(is_there, _others(name))):
+            raise
+        return True
+
+
+def other_case(name: str) -> str | None:
+    """The name that finds an entry called `name`, too, if it is found by others; None for one of
+    which that cannot be said."""
+    other = name.swapcase()
+    return other if name.isascii() and other != name else None
+
+
+def _others(name: str) -> set[str]:
+    """Other spellings of `name`, of those that filesystems are known not to tell apart."""
+    forms = {unicodedata.normalize(form, name) for form in ("NFC", "NFD")}
+    # FAT drops dots and spaces at the end, Unicode's folding for names what is not to be seen.
+    seen = "".join(each for each in name if unicodedata.category(each) != "Cf")
+    ends = {f"{name}.", name.rstrip(". "), f"{name}\u00ad", seen}
+    return {name.swapcase(), *forms, *ends} - {name, "", ".", ".."}
+
+
+def _is_plain(name: str) -> bool:
+    """Whether every filesystem that takes the name lists it as it is."""
+    return name.isascii() and name == name.lower() and not name.endswith((".", " "))
+
+
+def _is_there(directory: int, name: str) -> bool:
+    try:
+        stat_at(directory, to_bytes(name))
+    except InvalidName:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
+            return False
+        raise
+    return True
+
+
+def is_respelled(directory: int, name: str, new_name: str) -> bool:
+    """Whether `new_name` finds no other entry than `name`, and differs from that in case only."""
+    folded = new_name.lower()
+    return [each for each in read_names(directory) if each.lower() == folded] == [name]
 
 
 def read_names(directory: int) -> list[str]:
@@ -157,7 +237,7 @@ def read_names(directory: int) -> list[str]:
 def tells_apart(directory: int) -> bool:
     """Whether a directory is known to find each entry by its own name only, byte by byte.
 
-    Raises `OSError`.
+    What overlayfs says is said of its upper layer alone, so it is not asked.  Raises `OSError`.
     """
     kind = filesystem_of(directory)
     if kind in _NEVER:
@@ -170,8 +250,10 @@ def tells_apart(directory: int) -> bool:
             (flags,) = _GEOMETRY.unpack(_asked(directory, _GET_GEOMETRY, _GEOMETRY.size))
             return not flags & _NO_CASE
     except OSError as error:
-        # A kernel that does not know the question knows no such directories on them either.
-        return error.errno in (errno.ENOTTY, errno.EOPNOTSUPP)
+        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP):
+            return kind == _TMPFS
+        if error.errno not in (errno.EACCES, errno.EPERM):
+            raise
     return False
 
 
@@ -182,19 +264,3 @@ def _asked(directory: int, request: int, size: int) -> bytes:
         return fcntl.ioctl(fd, request, bytes(size))
     finally:
         os.close(fd)
-
-
-def _others(name: str) -> set[str]:
-    """Other spellings of `name`, of those that filesystems are known not to tell apart."""
-    forms = {unicodedata.normalize(form, name) for form in ("NFC", "NFD")}
-    return {name.swapcase(), *forms} - {name}
-
-
-def _is_there(directory: int, name: str) -> bool:
-    try:
-        stat_at(directory, to_bytes(name))
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
-            return False
-        raise
-    return True

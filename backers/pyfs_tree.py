@@ -12,16 +12,18 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
+from fs import errors
 from fs.base import FS
 
 from capstore.backers import hostops
 from capstore.backers.hostfd import OwnedFd, sync_filesystem
-from capstore.backers.hostspell import tells_apart
+from capstore.backers.hostspell import is_own_name, tells_apart
 from capstore.backers.node import (
     Attributes,
     Entry,
@@ -42,6 +44,7 @@ from capstore.backers.pyfs_walk import Scans
 from capstore.schema.errors import (
     AlreadyExists,
     InvalidArgument,
+    InvalidName,
     IsDirectory,
     NotDirectory,
     NotEmpty,
@@ -84,17 +87,37 @@ class Tree:
             return self.lookup(directory, name)
         except NotFound:
             _ = directory.path  # raises if it is the directory that is gone
-        if not self._tells_apart(directory):
-            with suppress(NotFound):
-                self._look(directory.path_of(name))
-                raise AlreadyExists("there, with another spelling")
+        if not self._tells_apart(directory) and self._is_there(directory, name):
+            raise AlreadyExists("there, with another spelling")
         return None
 
     def _is_own(self, directory: Place, name: str) -> bool:
         """Whether the entry that the filesystem finds as `name` is called so."""
         if self._tells_apart(directory):
             return True
-        return name in map(shown_name, self.fs.listdir(directory.path))
+
+        def listed() -> list[str]:
+            try:
+                names = map(shown_name, self.fs.listdir(directory.path))
+                return [each for each in names if each is not None]
+            except errors.PermissionDenied as error:
+                raise PermissionError(errno.EACCES, "not to be listed") from error
+
+        return is_own_name(name, lambda other: self._is_there(directory, other), listed)
+
+    def _is_there(self, directory: Place, name: str) -> bool:
+        """Whether the filesystem finds anything as `name`."""
+        try:
+            self._look(directory.path_of(name))
+        except (NotFound, InvalidName, InvalidArgument):
+            return False
+        return True
+
+    def _check_made(self, directory: Place, name: str, undo: Callable[[], object]) -> None:
+        """Undoes what was made as `name` if it is listed by another, and raises `InvalidName`."""
+        if not self._is_own(directory, name):
+            undo()
+            raise InvalidName("the filesystem would list it with another spelling")
 
     def _tells_apart(self, directory: Place) -> bool:
         """Whether entries of a directory are found by their own names only."""
@@ -215,6 +238,7 @@ class Tree:
             self._require_writable(directory.path, _WRITABLE_PERMISSIONS)
         with self.fs.openbin(path, "x") as file:
             file.write(b"")
+        self._check_made(directory, name, lambda: self.fs.remove(path))
         self.places.added(directory)
         content = self._hold(directory, self.lookup(directory, name), writable=True)
         if executable:
@@ -248,7 +272,9 @@ class Tree:
 
     def mkdir(self, directory: Place, name: str) -> Place:
         """As `DirectoryNode.mkdir`."""
-        self.fs.makedir(self._free(directory, name))
+        path = self._free(directory, name)
+        self.fs.makedir(path)
+        self._check_made(directory, name, lambda: self.fs.removedir(path))
         self.places.added(directory)
         return self.sub(directory, name)
 
@@ -289,7 +315,9 @@ class Tree:
             self._check_replaces(moved, other, goal)
         self._settle_below(path)
         self._settle_below(goal)
-        if self._move(path, goal, moved.stat.kind, replaces=other is not None):
+        kind = moved.stat.kind
+        if self._move(path, goal, kind, replaces=other is not None):
+            self._check_made(target, new_name, lambda: self._move(goal, path, kind, replaces=False))
             replaced = other.stat if other is not None else None
             self.places.moved(source, name, target, new_name, replaced)
 

@@ -45,7 +45,6 @@ from tests.backers.hosts import descriptors_settle, mounted_tmpfs, open_descript
 pytestmark = pytest.mark.anyio
 
 WRITE_CREATE = OpenFlags.WRITE | OpenFlags.CREATE
-NOBODY = 65534
 
 
 @pytest.fixture
@@ -348,16 +347,6 @@ async def test_another_device_mounted_below(tmp_path: Path) -> None:
 
 
 # Permissions -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def unprivileged() -> Iterator[Callable[[], None]]:
-    """Calling it gives up root's privileges until the test ends."""
-    if os.geteuid() != 0:
-        yield lambda: None
-        return
-    yield lambda: os.seteuid(NOBODY)
-    os.seteuid(0)
 
 
 async def test_what_the_host_forbids_is_denied(

@@ -284,7 +284,9 @@ async def test_all_names_of_a_node(upper: str, change: Change, paths: list[str])
 class Unlisted(PlainLayer):
     """A layer whose directories are not to be listed."""
 
-    async def page(self, directory: DirectoryNode, after: str, limit: int) -> FoundPage:
+    async def page(
+        self, directory: DirectoryNode, after: str, limit: int, until: str = ""
+    ) -> FoundPage:
         raise AssertionError("this layer is listed")
 
 

@@ -165,7 +165,9 @@ class Forged(Layer):
         found = await self.inner.find(directory, name)
         return None if found is None else self._forged(name, found)
 
-    async def page(self, directory: DirectoryNode, after: str, limit: int) -> FoundPage:
+    async def page(
+        self, directory: DirectoryNode, after: str, limit: int, until: str = ""
+    ) -> FoundPage:
         page = await self.inner.page(directory, after, limit)
         return page._replace(found=[(name, self._forged(name, one)) for name, one in page.found])
 
@@ -267,7 +269,9 @@ class Damaged(Forged):
             raise Corrupt(f"the entry {name} at offset 17")
         return await super().find(directory, name)
 
-    async def page(self, directory: DirectoryNode, after: str, limit: int) -> FoundPage:
+    async def page(
+        self, directory: DirectoryNode, after: str, limit: int, until: str = ""
+    ) -> FoundPage:
         if (await directory.stat()).node_id in self.listings:
             raise Corrupt("a listing")
         return await super().page(directory, after, limit)
@@ -309,7 +313,9 @@ class Endless(Forged):
         super().__init__(inner, {})
         self.listing = listing
 
-    async def page(self, directory: DirectoryNode, after: str, limit: int) -> FoundPage:
+    async def page(
+        self, directory: DirectoryNode, after: str, limit: int, until: str = ""
+    ) -> FoundPage:
         page = await super().page(directory, "" if self.listing else after, limit)
         return page._replace(more=page.more or self.listing)
 
@@ -360,7 +366,9 @@ class LoopedLayer(Looped):
     async def find(self, directory: DirectoryNode, name: str) -> Found | None:
         return await super().find(self.inner.root, name)
 
-    async def page(self, directory: DirectoryNode, after: str, limit: int) -> FoundPage:
+    async def page(
+        self, directory: DirectoryNode, after: str, limit: int, until: str = ""
+    ) -> FoundPage:
         return await super().page(self.inner.root, after, limit)
 
     async def about(self, node: Node) -> tuple[Stat, Mark]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from fs import errors
@@ -12,6 +15,7 @@ from fs.base import FS
 from fs.ftpfs import FTPFS
 from fs.info import Info
 from fs.memoryfs import MemoryFS
+from fs.osfs import OSFS
 from fs.path import abspath, join, normpath
 from fs.wrapfs import WrapFS
 
@@ -20,6 +24,7 @@ from capstore.backers.pyfs import PyfsVolume
 from capstore.schema.errors import (
     AlreadyExists,
     Denied,
+    InvalidName,
     NoSpace,
     NotFound,
     StorageError,
@@ -36,7 +41,7 @@ DATA = bytes(range(256)) * 40
 
 
 class Folding(WrapFS[FS]):
-    """A tree in memory in which case does not count."""
+    """A tree in memory in which case does not count, nor dots at the end, as in FAT."""
 
     def __init__(self) -> None:
         super().__init__(MemoryFS())
@@ -45,7 +50,8 @@ class Folding(WrapFS[FS]):
         inner, found = self.delegate_fs(), "/"
         for name in abspath(normpath(path)).split("/")[1:]:
             listed = inner.listdir(found) if inner.isdir(found) else []
-            found = join(found, {each.lower(): each for each in listed}.get(name.lower(), name))
+            kept = name.rstrip(".")
+            found = join(found, {each.lower(): each for each in listed}.get(kept.lower(), kept))
         return inner, found
 
     def getmeta(self, namespace: str = "standard") -> Mapping[str, object]:
@@ -534,3 +540,34 @@ async def test_another_spelling_is_another_name(name: str) -> None:
             await call(hiding(volume), "secret")
         assert filesystem.readbytes("/secret") == DATA
         assert sorted(filesystem.listdir("/")) == ["own", "secret"]
+
+
+@pytest.mark.parametrize("name", sorted(MAKING))
+async def test_what_would_be_listed_otherwise_is_not_made(name: str) -> None:
+    filesystem = Folding()
+    filesystem.writebytes("/own", b"own")
+    async with opened(filesystem) as volume:
+        with pytest.raises(InvalidName):
+            await MAKING[name](volume.root, "New.")
+        assert filesystem.listdir("/") == ["own"]
+        assert await content_of(volume.root, "own") == b"own"
+
+
+async def test_a_directory_that_cannot_be_listed(unprivileged: Callable[[], None]) -> None:
+    # Nobody may enter the folder of a test of root's.
+    with tempfile.TemporaryDirectory() as folder:
+        blind = Path(folder) / "blind"
+        blind.mkdir()
+        for name in ("file", "12"):
+            (blind / name).write_bytes(DATA)
+        blind.chmod(0o711)
+        Path(folder).chmod(0o755)
+        unprivileged()
+        async with opened(OSFS(folder)) as volume:
+            directory = await volume.root.sub("blind")
+            for name in ("file", "12"):
+                assert await content_of(directory, name) == DATA
+            if os.getuid() == 0:
+                with pytest.raises(Denied):
+                    await directory.list()
+        os.seteuid(os.getuid())

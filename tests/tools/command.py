@@ -26,6 +26,7 @@ WARNINGS = "error"
 COMMAND = (sys.executable, "-m", "capstore.tools.main")
 TOKEN = re.compile(rb"(?<![\w-])[\w-]{43}(?![\w-])")
 READY_SECONDS = 20
+RUN_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,12 @@ class Ran:
 class Child:
     """A run of the command by the nursery, with what tests use of `subprocess.Popen`."""
 
-    def __init__(self, pid: int, report: IO[bytes], stdout: IO[bytes] | None = None) -> None:
+    def __init__(self, pid: int, process: int, report: IO[bytes]) -> None:
+        """Takes over `process`, a pidfd, and where its exit code is to come from."""
         self.pid = pid
-        self.stdout = stdout
+        self.stdout: IO[bytes] | None = None
         self.returncode: int | None = None
+        self._process = process
         self._report = report
 
     def poll(self) -> int | None:
@@ -77,13 +80,14 @@ class Child:
                     raise subprocess.TimeoutExpired("capstore", timeout or 0)
             self.returncode = int(self._report.read())
             self._report.close()
+            os.close(self._process)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
         """Sends it a signal, unless it has ended."""
         if self.poll() is None:
             with suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+                signal.pidfd_send_signal(self._process, number)
 
     def kill(self) -> None:
         """Ends it."""
@@ -118,10 +122,13 @@ class _Nursery:
             descriptors = [*(file.fileno() for file in files), report]
             with self._lock:
                 socket.send_fds(self._requests, [json.dumps(request).encode()], descriptors)
-                pid = int(self._requests.recv(100))
+                pid, (process,), _, _ = socket.recv_fds(self._requests, 100, 1)
+        except BaseException:
+            os.close(end)
+            raise
         finally:
             os.close(report)
-        return Child(pid, open(end, "rb"))
+        return Child(int(pid), process, open(end, "rb"))
 
     def close(self) -> None:
         self._requests.close()
@@ -149,7 +156,7 @@ def capstore(
             cwd or Path.cwd(),
             **environment,
         )
-        code = child.wait()
+        code = child.wait(RUN_SECONDS)
         out.seek(0)
         error.seek(0)
         return _checked(Ran(code, out.read(), error.read().decode()))
@@ -201,7 +208,11 @@ class Served:
         # What is in front of it, or asked of the interpreter, needs one of its own.
         begin = self._begun_anew if prefix or environment else self._begun
         self.process = begin(["serve", *map(str, arguments)], cwd, prefix, environment)
-        self.lines = self._until_ready()
+        try:
+            self.lines = self._until_ready()
+        except BaseException:
+            self.close()
+            raise
 
     def _begun(
         self, arguments: Sequence[str], cwd: Path | None, *none: object

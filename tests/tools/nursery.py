@@ -6,8 +6,8 @@ same, with its own descriptors, arguments, environment and exit code, and runs t
 point from there.
 
 Started with the number of a socket, on which each request is a JSON object with the three standard
-descriptors and one more; the answer is the child's process id, and when it has ended its exit code
-is written to that fourth descriptor.
+descriptors and one more; the answer is the child's process id with a pidfd, and when it has ended
+its exit code is written to that fourth descriptor.
 """
 
 from __future__ import annotations
@@ -109,8 +109,9 @@ class Nursery:
             run_to_its_end()
         for descriptor in standard:
             os.close(descriptor)
-        self._requests.send(b"%d" % child)
-        self._selector.register(os.pidfd_open(child), selectors.EVENT_READ, (child, report))
+        process = os.pidfd_open(child)
+        socket.send_fds(self._requests, [b"%d" % child], [process])
+        self._selector.register(process, selectors.EVENT_READ, (child, report))
         return True
 
     def _ended(self, descriptor: int, child: int, report: int) -> None:
