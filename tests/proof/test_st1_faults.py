@@ -104,17 +104,28 @@ def test_what_clients_are_told_is_linearizable() -> None:
 
 
 def test_a_lost_update_is_noticed() -> None:
-    clients = Clients(5)
-    with small_steps():
-        asyncio.run(clients.work())
-    history = clients.history
-    assert why_not_linearizable(history) is None
+    history, refused = next(filter(None, map(_outdated, range(5, 50))))
     # A conditional put that was refused is said to have been done.
-    refused = next(call for call in history if call.at and call.outcome == "conflict")
     version = max(call.version for call in history) + 1
     wrong = replace(refused, outcome=DONE, version=version, value=b"new")
     told = [wrong if call is refused else call for call in history]
     assert why_not_linearizable(told) is not None
+
+
+def _outdated(seed: int) -> tuple[list[Call], Call] | None:
+    """A history with a call that was refused, the key having had another version before it began:
+    no order of what ran beside it would have let it be done."""
+    clients = Clients(seed)
+    with small_steps():
+        asyncio.run(clients.work())
+    history = clients.history
+    assert why_not_linearizable(history) is None
+    for call in history:
+        if (at := call.at) and call.outcome == "conflict":
+            known = [each for each in history if each.key == call.key and each.end < call.begin]
+            if any(each.version > at for each in known):
+                return history, call
+    return None
 
 
 # Long ---------------------------------------------------------------------------------------------
