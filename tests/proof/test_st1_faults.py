@@ -21,7 +21,7 @@ from capstore.tools.prove.kill import (
     kill_by_chance,
     why_no_strace,
 )
-from capstore.tools.prove.linear import DONE, why_not_linearizable
+from capstore.tools.prove.linear import DONE, Call, why_not_linearizable
 from capstore.tools.prove.load import Load
 from capstore.tools.prove.power import cut_power, why_no_power_cut
 from capstore.tools.prove.running import scenario_names, workload_of
