@@ -25,8 +25,8 @@ import errno
 import fcntl
 import os
 import stat as modes
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from capstore.backers import hosthandle, hostops
@@ -49,7 +49,7 @@ from capstore.backers.hostnode import (
     node_stat,
     os_errors,
 )
-from capstore.backers.hostspell import Spelling, is_respelled, other_case
+from capstore.backers.hostspell import Spelling, is_respelled, other_case, read_names
 from capstore.backers.node import (
     Attributes,
     DirectoryNode,
@@ -69,7 +69,7 @@ from capstore.schema.errors import (
     Busy,
     CrossVolume,
     InvalidArgument,
-    InvalidName,
+    Unsupported,
 )
 from capstore.schema.limits import PAGE_ENTRIES_MAX
 from capstore.schema.names import check_name, to_bytes
@@ -194,26 +194,9 @@ class HostDirectory(DirectoryNode):
         raise Busy("the name comes and goes")
 
     def _make_file(self, fd: int, raw: bytes, name: str, mode: int) -> tuple[OwnedFd, HostStat]:
-        with self._making(fd, raw, name) as held:
+        with self._names.making(name):
             made = open_at(fd, raw, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-            held.add(made)
         return made, look_fd(made.fileno())
-
-    @contextmanager
-    def _making(self, fd: int, raw: bytes, name: str) -> Iterator[set[OwnedFd]]:
-        """The context of the call that makes `name`, which is undone if it was not made so.
-
-        What is added to the set that it gives is closed before.
-        """
-        held: set[OwnedFd] = set()
-        try:
-            with self._names.making(fd, name):
-                yield held
-        except InvalidName:
-            for each in held:
-                each.close()
-            hostops.remove(fd, raw, Expect.ANY)
-            raise
 
     def _file(self, opened: tuple[OwnedFd, HostStat], *, writable: bool) -> HostFile:
         fd, found = opened
@@ -244,7 +227,7 @@ class HostDirectory(DirectoryNode):
         raw = _raw(name)
 
         def make(fd: int) -> tuple[OwnedFd, HostStat]:
-            with self._making(fd, raw, name):
+            with self._names.making(name):
                 os.mkdir(raw, 0o777, dir_fd=fd)
             try:
                 return hostops.open_directory(fd, raw)
@@ -285,13 +268,17 @@ class HostDirectory(DirectoryNode):
                 into._spelling.require(goal, new_name)
                 hostops.rename(source, old, goal, new, mode)
                 self._names.added(name)
+                into._names.added(new_name)
             elif into._names is self._names and self._respells(goal, name, new_name):
-                self._respell(goal, name, new_name)
+                hostops.rename(source, old, goal, new, mode)
+                self._names.gone(name)
+                if new_name not in read_names(goal):
+                    raise Unsupported("the host keeps the spelling: rename by way of another name")
+                self._names.added(new_name)
             else:
                 into._take(goal, new_name, source, old, mode)
                 if into._names is not self._names or name != new_name:
                     self._names.gone(name)
-            into._names.added(new_name)
 
         await self._change_both("rename", target, move)
 
@@ -304,17 +291,6 @@ class HostDirectory(DirectoryNode):
         except FileNotFoundError:
             return False
 
-    def _respell(self, fd: int, name: str, new_name: str) -> None:
-        """Gives the entry `name` another spelling."""
-        old, new = _raw(name), _raw(new_name)
-        try:
-            with self._names.making(fd, new_name):
-                hostops.respell(fd, old, new)
-        except InvalidName:
-            hostops.respell(fd, new, old)
-            raise
-        self._names.gone(name)
-
     def _take(self, fd: int, name: str, source: int, old: bytes, mode: RenameMode) -> None:
         """Gives the entry `old` of another directory the name `name` here."""
         new = _raw(name)
@@ -323,7 +299,7 @@ class HostDirectory(DirectoryNode):
             # What somebody makes meanwhile, with another spelling, is not to be replaced.
             is_sure = is_taken or self._spelling.tells_apart(fd) or mode is not RenameMode.REPLACE
             try:
-                with self._names.making(fd, name):
+                with self._names.making(name):
                     if is_sure:
                         hostops.rename(source, old, fd, new, mode)
                     else:
@@ -331,9 +307,6 @@ class HostDirectory(DirectoryNode):
             except FileExistsError:
                 if is_sure:
                     raise
-            except InvalidName:
-                hostops.rename_to_free(fd, new, source, old)
-                raise
             else:
                 return
         raise Busy("the name comes and goes")
@@ -345,7 +318,7 @@ class HostDirectory(DirectoryNode):
         def link(source: int, goal: int, into: HostDirectory) -> None:
             self._spelling.require(source, name)
             try:
-                with into._making(goal, new, new_name):
+                with into._names.making(new_name):
                     os.link(old, new, src_dir_fd=source, dst_dir_fd=goal, follow_symlinks=False)
             except PermissionError:
                 hostops.refuse_directory(source, old)
@@ -358,7 +331,7 @@ class HostDirectory(DirectoryNode):
         raw, goal = _raw(name), hostops.raw_target(target)
 
         def link(fd: int) -> None:
-            with self._making(fd, raw, name):
+            with self._names.making(name):
                 os.symlink(goal, raw, dir_fd=fd)
 
         await self._change("symlink", link)

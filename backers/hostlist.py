@@ -50,32 +50,39 @@ class Names:
         self._until = 0.0
         # None while nobody could need it: no list is kept or being read.
         self._added: set[str] | None = None
+        # What is in the list and went since.
+        self._gone: set[str] = set()
         self.spelling = Spelling()
 
     def added(self, name: str) -> None:
         """Notes a name that was just made; called after the system call that made it."""
         with self._adding:
-            if self._added is not None and len(self._added) <= _ADDED_MAX:
-                self._added.add(name)
+            if self._added is not None:
+                self._gone.discard(name)
+                if len(self._added) <= _ADDED_MAX:
+                    self._added.add(name)
 
     @contextmanager
-    def making(self, directory: int, name: str) -> Iterator[None]:
-        """The context of the system call that makes `name`; raises as `Spelling.making`."""
-        with self.spelling.making(directory, name):
+    def making(self, name: str) -> Iterator[None]:
+        """The context of the system call that makes `name`."""
+        with self.spelling.making(name):
             yield
-            self.added(name)
+        self.added(name)
 
     def gone(self, name: str) -> None:
-        """Notes a name that was just removed, or moved."""
+        """Notes a name that was just removed, or moved: it may find another entry by now, which is
+        in the list by a name of its own."""
         self.spelling.gone(name)
-        if not self.spelling.knows(name):
-            # It may find another entry, which is in the list by its own.
-            self.forget()
+        with self._adding:
+            if self._added is not None:
+                self._added.discard(name)
+                self._gone.add(name)
 
     def forget(self) -> None:
         """Drops the list."""
         with self._adding:
             self._sorted = self._added = None
+            self._gone = set()
 
     def after(self, directory: int, name: str) -> Iterator[str]:
         """The names after `name` in their order; some may be gone.  Blocks."""
@@ -84,7 +91,8 @@ class Names:
             if names is None:
                 names = self._read(directory)
         start = bisect_right(names, name)
-        later = (names[index] for index in range(start, len(names)))
+        gone = self._gone
+        later = (names[index] for index in range(start, len(names)) if names[index] not in gone)
         if not added:
             return later
         return _merged(later, (new for new in added if new > name))
@@ -100,7 +108,7 @@ class Names:
         with self._adding:
             # An addition whose system call comes after this is noted in the new set; one that
             # comes before is in what is read.
-            self._sorted, self._added = None, set()
+            self._sorted, self._added, self._gone = None, set(), set()
         began = time.monotonic()
         names = read_names(directory)
         now = time.monotonic()

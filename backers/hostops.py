@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat as modes
 from pathlib import Path
 from typing import Final
@@ -150,21 +149,11 @@ def rename_to_free(source: int, old: bytes, goal: int, new: bytes) -> None:
     """Renames to a name that was free just now; FileExistsError where it is not, if the filesystem
     can tell."""
     try:
-        rename(source, old, goal, new, RenameMode.NO_REPLACE)
-    except Unsupported:
+        rename_at(source, old, goal, new, RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
         rename(source, old, goal, new, RenameMode.REPLACE)
-
-
-def respell(directory: int, old: bytes, new: bytes) -> None:
-    """Gives an entry a name that the host takes for the one it has, which is why it would do
-    nothing if asked at once."""
-    between = f".capstore-{secrets.token_hex(8)}".encode()
-    rename_to_free(directory, old, directory, between)
-    try:
-        rename_to_free(directory, between, directory, new)
-    except BaseException:
-        rename_to_free(directory, between, directory, old)
-        raise
 
 
 def _into_itself(source: int, old: bytes, goal: int, new: bytes, mode: RenameMode) -> bool:

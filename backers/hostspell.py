@@ -6,8 +6,9 @@ thing, so here it is found by one.
 
 Invariants:
 
-* A name that the directory does not list finds nothing.  What would replace, or be, the entry that
-  the host finds by it is refused; so is making what the host then lists by another name.
+* A name that the directory does not list finds nothing, and what would replace, or be, the entry
+  that the host finds by it is refused.  So what is made by a name that the host changes (FAT drops
+  dots at the end) is found by the changed one.
 * Asked for that are, in this order: the directory's flags (`tells_apart`); for a name in ASCII with
   letters, whether the host finds anything with the other case of all of them, for whoever ignores
   case finds an entry by that, too; and the names that the directory lists.
@@ -63,10 +64,11 @@ class Spelling:
         self._lock = threading.Lock()
         self._listed: set[str] = set()
         self._until = 0.0
-        self._reads_begun = 0
-        # Names that went: how many, and which of them while the directory is being read.
+        # How many readings were begun, and the last of them that is in `_listed`.
+        self._begun = self._done = 0
+        # Names that went: how many, and which of them since a reading that is under way began.
         self._losses = 0
-        self._lost: set[str] = set()
+        self._lost: set[str] | None = None
 
     # On the loop, too ----------------------------------------------------------------------------
 
@@ -118,45 +120,45 @@ class Spelling:
         raise FileExistsError(errno.EEXIST, "there, with another spelling")
 
     @contextmanager
-    def making(self, directory: int, name: str) -> Iterator[None]:
-        """The context of the system call that makes `name`.
-
-        Raises `InvalidName` for one that is listed by another; it is for the caller to undo it.
-        """
+    def making(self, name: str) -> Iterator[None]:
+        """The context of the system call that makes `name`."""
         losses = self._losses
         yield
-        if self.tells_apart(directory):
-            return
-        if not _is_plain(name) and not is_own_name(
-            name, lambda other: _is_there(directory, other), lambda: read_names(directory)
-        ):
-            raise InvalidName("the filesystem would list it with another spelling")
-        with self._lock:
-            if self._listed and losses == self._losses:
-                self._listed.add(name)
+        if _is_plain(name):
+            with self._lock:
+                if self._listed and losses == self._losses:
+                    self._listed.add(name)
 
     def gone(self, name: str) -> None:
         """Notes a name that no entry may have any more."""
         with self._lock:
             self._losses += 1
             self._listed.discard(name)
-            self._lost.add(name)
+            if self._lost is not None:
+                self._lost.add(name)
 
     def _read(self, directory: int) -> Container[str]:
         """What the directory lists, or did for somebody else while this waited."""
-        came = self._reads_begun
+        came = self._begun
         with self._reading:
-            if self._reads_begun > came:
+            if self._done > came:
                 return self._listed
+            self._begun += 1
+            lost: set[str] = set()
             with self._lock:
-                self._reads_begun += 1
-                self._lost.clear()
+                self._lost = lost
             began = time.monotonic()
-            listed = set(read_names(directory))
+            try:
+                listed = set(read_names(directory))
+            finally:
+                with self._lock:
+                    self._lost = None
             now = time.monotonic()
             with self._lock:
-                self._listed = listed - self._lost
+                # What went behind the reading is not in `_listed` either way.
+                self._listed = listed - lost
                 self._until = now + max(_LIFE_SECONDS_MIN, _LIFE_COSTS * (now - began))
+                self._done = self._begun
             return listed
 
 

@@ -115,7 +115,7 @@ class Tree:
 
     def _check_made(self, directory: Place, name: str, undo: Callable[[], object]) -> None:
         """Undoes what was made as `name` if it is listed by another, and raises `InvalidName`."""
-        if not self._is_own(directory, name):
+        if self._is_there(directory, name) and not self._is_own(directory, name):
             undo()
             raise InvalidName("the filesystem would list it with another spelling")
 
@@ -315,9 +315,7 @@ class Tree:
             self._check_replaces(moved, other, goal)
         self._settle_below(path)
         self._settle_below(goal)
-        kind = moved.stat.kind
-        if self._move(path, goal, kind, replaces=other is not None):
-            self._check_made(target, new_name, lambda: self._move(goal, path, kind, replaces=False))
+        if self._move(path, goal, moved.stat.kind, replaces=other is not None):
             replaced = other.stat if other is not None else None
             self.places.moved(source, name, target, new_name, replaced)
 

@@ -20,7 +20,7 @@ from capstore.backers.hostfd import OwnedFd, filesystem_of
 from capstore.backers.hostspell import Spelling
 from capstore.backers.node import DirectoryNode
 from capstore.backers.spec import open_volume
-from capstore.schema.errors import AlreadyExists, Denied, InvalidName, NotFound, Unsupported
+from capstore.schema.errors import AlreadyExists, Denied, NotFound, Unsupported
 from tests.backers.foldings import FOLDINGS, overlayfs
 from tests.backers.spellings import FINDING, MAKING, Call, content_of, hiding, names_of, write
 
@@ -173,15 +173,15 @@ async def test_a_walk_has_each_entry_once_whatever_its_spelling(root: DirectoryN
 
 
 @pytest.mark.parametrize("mounted", ["ntfs"], indirect=True)
-async def test_capitals_that_would_be_small_ones_are_refused(root: DirectoryNode) -> None:
-    await write(root, "own", b"own")
-    for name, call in MAKING.items():
-        with pytest.raises(Unsupported if name == "rename to" else InvalidName):
-            await call(root, "New")
-        assert await names_of(root) == ["own", "secret"], name
-    with pytest.raises(InvalidName):
+async def test_what_is_listed_in_small_letters_is_found_by_them(root: DirectoryNode) -> None:
+    await write(root, "New", b"new")
+    assert await names_of(root) == ["new", "secret"]
+    assert await content_of(root, "new") == b"new"
+    with pytest.raises(NotFound):
+        await root.lookup("New")
+    with pytest.raises(Unsupported):
         await root.rename("secret", root, "Secret")
-    assert await names_of(root) == ["own", "secret"]
+    assert await names_of(root) == ["new", "secret"]
     assert await content_of(root, "secret") == CONTENT
 
 
@@ -228,6 +228,14 @@ async def test_a_spelling_that_others_change_is_known_a_second_later(
     with pytest.raises(NotFound):
         await root.lookup("secret")
     assert await content_of(root, "SECRET") == CONTENT
+
+
+@pytest.fixture
+async def root_of_known(tmp_path: Path) -> AsyncIterator[HostVolume]:
+    """A volume in the temporary folder, which says whether case counts, where it can."""
+    volume = await HostVolume.open(str(tmp_path))
+    yield volume
+    await volume.close()
 
 
 # Without such a filesystem ------------------------------------------------------------------------
@@ -299,28 +307,55 @@ async def test_a_name_that_goes_while_it_is_made_is_not_believed(
     spelling = doubted._names.spelling  # type: ignore[attr-defined]
     (tmp_path / "12").touch()
     await doubted.lookup("12")
-    with OwnedFd(os.open(tmp_path, os.O_PATH)) as fd:
-        with spelling.making(fd.fileno(), "made"):
-            spelling.gone("made")
-        assert not spelling.knows("made")
-        with spelling.making(fd.fileno(), "made"):
-            pass
-        assert spelling.knows("made")
+    with spelling.making("made"):
+        spelling.gone("made")
+    assert not spelling.knows("made")
+    with spelling.making("made"):
+        pass
+    assert spelling.knows("made")
 
 
-@pytest.mark.parametrize("call", MAKING.values(), ids=MAKING)
-async def test_what_would_be_listed_otherwise_is_not_made(
-    doubted: DirectoryNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+async def test_what_the_host_lists_otherwise_is_found_by_that(
+    doubted: DirectoryNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As FAT does with dots at the end, which ext4 keeps."""
+    """As with dots at the end on FAT."""
     read = hostspell.read_names
     monkeypatch.setattr(
         hostspell, "read_names", lambda directory: [name.rstrip(".") for name in read(directory)]
     )
-    await write(doubted, "own", b"own")
-    with pytest.raises(InvalidName):
-        await call(doubted, "12.")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "own"]
+    await doubted.lookup("file")
+    await write(doubted, "12.", CONTENT)
+    (tmp_path / "12").write_bytes(CONTENT)
+    assert await content_of(doubted, "12") == CONTENT
+    with pytest.raises(NotFound):
+        await doubted.lookup("12.")
+
+
+async def test_who_waits_for_a_reading_that_fails_reads_again(
+    doubted: DirectoryNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(directory: int) -> list[str]:
+        time.sleep(0.05)
+        raise PermissionError(errno.EACCES, "not to be read")
+
+    monkeypatch.setattr(hostspell, "read_names", refused)
+    names = ["12", "13", "14", "15"]
+    for name in names:
+        (tmp_path / name).touch()
+    found = await asyncio.gather(*map(doubted.lookup, names))
+    assert [entry.name for entry in found] == names
+
+
+async def test_what_went_is_not_kept(root_of_known: HostVolume) -> None:
+    root = root_of_known.root
+    for number in range(3):
+        await write(root, f"file {number}", CONTENT)
+        await root.rename(f"file {number}", root, f"done {number}")
+        await root.remove(f"done {number}")
+    names = root._names  # type: ignore[attr-defined]
+    assert names.spelling._lost is None
+    assert not names.spelling._listed
+    assert not names._gone
 
 
 async def test_what_is_made_meanwhile_is_not_replaced(
