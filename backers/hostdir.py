@@ -133,6 +133,8 @@ class HostDirectory(DirectoryNode):
         def page(fd: int) -> Page:
             def look(name: str) -> Entry | None:
                 try:
+                    if not self._names.is_listed(fd, name):
+                        return None
                     return entry_at(fd, to_bytes(name), name, device)
                 except OSError as error:
                     if error.errno in (errno.ENOENT, errno.ESTALE):

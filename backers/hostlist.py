@@ -50,17 +50,15 @@ class Names:
         self._until = 0.0
         # None while nobody could need it: no list is kept or being read.
         self._added: set[str] | None = None
-        # What is in the list and went since.
-        self._gone: set[str] = set()
+        # Whether names went since the list was read.
+        self._has_losses = False
         self.spelling = Spelling()
 
     def added(self, name: str) -> None:
         """Notes a name that was just made; called after the system call that made it."""
         with self._adding:
-            if self._added is not None:
-                self._gone.discard(name)
-                if len(self._added) <= _ADDED_MAX:
-                    self._added.add(name)
+            if self._added is not None and len(self._added) <= _ADDED_MAX:
+                self._added.add(name)
 
     @contextmanager
     def making(self, name: str) -> Iterator[None]:
@@ -70,19 +68,24 @@ class Names:
         self.added(name)
 
     def gone(self, name: str) -> None:
-        """Notes a name that was just removed, or moved: it may find another entry by now, which is
-        in the list by a name of its own."""
+        """Notes a name that was just removed, or moved."""
         self.spelling.gone(name)
         with self._adding:
-            if self._added is not None:
-                self._added.discard(name)
-                self._gone.add(name)
+            self._has_losses = self._added is not None
+
+    def is_listed(self, directory: int, name: str) -> bool:
+        """Whether the entry that `name` finds now is the one that stands in the list.  Blocks.
+
+        It may be another one, with another spelling, if names went since the list was read.
+        Raises `OSError`.
+        """
+        return not self._has_losses or self.spelling.is_own(directory, name)
 
     def forget(self) -> None:
         """Drops the list."""
         with self._adding:
             self._sorted = self._added = None
-            self._gone = set()
+            self._has_losses = False
 
     def after(self, directory: int, name: str) -> Iterator[str]:
         """The names after `name` in their order; some may be gone.  Blocks."""
@@ -91,8 +94,7 @@ class Names:
             if names is None:
                 names = self._read(directory)
         start = bisect_right(names, name)
-        gone = self._gone
-        later = (names[index] for index in range(start, len(names)) if names[index] not in gone)
+        later = (names[index] for index in range(start, len(names)))
         if not added:
             return later
         return _merged(later, (new for new in added if new > name))
@@ -108,7 +110,7 @@ class Names:
         with self._adding:
             # An addition whose system call comes after this is noted in the new set; one that
             # comes before is in what is read.
-            self._sorted, self._added, self._gone = None, set(), set()
+            self._sorted, self._added, self._has_losses = None, set(), False
         began = time.monotonic()
         names = read_names(directory)
         now = time.monotonic()

@@ -355,7 +355,7 @@ async def test_what_went_is_not_kept(root_of_known: HostVolume) -> None:
     names = root._names  # type: ignore[attr-defined]
     assert names.spelling._lost is None
     assert not names.spelling._listed
-    assert not names._gone
+    assert not names._has_losses
 
 
 async def test_what_is_made_meanwhile_is_not_replaced(
