@@ -486,13 +486,13 @@ async def _part_of(store: ObjectStore, reference: Reference, grant: Grant) -> Gu
     Raises `NotFound` where a tree was served under this name then.
     """
     if reference.kind == "store" or not reference.parent:
-        return GuardedStore(store, grant, Scope.of(reference.handle))
+        return GuardedStore(store, grant, Scope.of(reference.handle), reference.id)
     if reference.kind != "namespace":
         raise NotFound("what was saved is gone")
     names, path = store.names, _names_in(reference.handle)
     for name in path:
         names = await names.sub(name)
-    return GuardedNamespace(names, grant, path, grant.reference_id)
+    return GuardedNamespace(names, grant, path, reference.id)
 
 
 def _names_in(handle: bytes) -> tuple[str, ...]:

@@ -62,14 +62,20 @@ _READ_AGAIN_MAX = 8
 
 
 class GuardedStore(ObjectStore):
-    """A store under a grant and a scope."""
+    """A store under a grant and a scope.
+
+    `restored_from` is the id of the reference that it was restored from; 0 for any other.
+    """
 
     wire_kind = "store"
 
-    def __init__(self, store: ObjectStore, grant: Grant, scope: Scope) -> None:
+    def __init__(
+        self, store: ObjectStore, grant: Grant, scope: Scope, restored_from: int = 0
+    ) -> None:
         self._store: ObjectStore | None = store
         self.grant = grant
         self.scope = scope
+        self.restored_from = restored_from
         grant.adopt(self)
 
     def release(self) -> None:
@@ -412,7 +418,7 @@ class GuardedStore(ObjectStore):
             raise Denied("the names are for who holds the whole store")
         # Names take room that no quota counts.
         grant = self.grant.reading() if self.grant.books else self.grant
-        return GuardedNamespace(self._inner.names, grant, (), grant.reference_id)
+        return GuardedNamespace(self._inner.names, grant, (), self.restored_from)
 
     async def close(self) -> None:
         raise Denied("a store is closed by who serves it")

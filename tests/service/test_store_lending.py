@@ -120,6 +120,18 @@ async def test_binding_a_reference_takes_authority_over_it(
         assert [each.name for each in (await names.list()).bindings] == ["child", "mine"]
 
 
+async def test_what_was_saved_below_a_live_capability_is_not_bound_by_number(
+    store: RemoteStore, served: Served
+) -> None:
+    """Saving below one with a rate gives it a reference of its own, from which nobody restored."""
+    async with open_connection(served.unix["m"]) as connection:
+        live: Any = (await store.attenuate(Policy(calls_per_second=9000))).capability
+        token = await live.save("below")
+        number = (await (await connection.reference(token)).status()).id
+        assert await code_of(live.names.bind(Binding("n", reference=number))) == Denied.code
+        await live.names.bind_token("n", token)
+
+
 async def test_a_number_in_the_store_is_no_authority(
     store: RemoteStore, served: Served, model: ModelStore
 ) -> None:
