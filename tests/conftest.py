@@ -18,6 +18,13 @@ def pytest_configure(config: pytest.Config) -> None:
     allocator.keep_freed_memory()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # What takes long takes longer on a slow day; what hangs is ended all the same.
+    for item in items:
+        if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3600))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def old_objects() -> None:
     """Leaves what is there already, imports and what other tests cached, out of collections.
