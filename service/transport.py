@@ -35,6 +35,7 @@ class Transport:
         self._call_soon = asyncio.get_running_loop().call_soon
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
+        self._is_closing = False
         endpoint = transport.get_extra_info("socket")
         if endpoint is not None and endpoint.family == socket.AF_UNIX:
             endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
@@ -101,11 +102,20 @@ class Transport:
             self.flush()
         # Whoever is told of what left may have closed it meanwhile.
         if not self._transport.is_closing():
-            self._transport.close()
+            self._is_closing = True
+            try:
+                self._transport.close()
+            finally:
+                self._is_closing = False
 
     def abort(self) -> None:
         """Closes at once; what waits is dropped."""
-        self._transport.abort()
+        if self._is_closing:
+            # asyncio's TLS hands on what has come before it closes; who is told, and aborts it then,
+            # would leave it in a state from which it cannot close ("cannot switch state").
+            self._call_soon(self._transport.abort)
+        else:
+            self._transport.abort()
 
 
 def protocol_with(
