@@ -111,8 +111,8 @@ class Transport:
     def abort(self) -> None:
         """Closes at once; what waits is dropped."""
         if self._is_closing:
-            # asyncio's TLS hands on what has come before it closes; who is told, and aborts it then,
-            # would leave it in a state from which it cannot close ("cannot switch state").
+            # asyncio's TLS hands on what has come before it closes; who is told, and aborts it
+            # then, would leave it in a state from which it cannot close ("cannot switch state").
             self._call_soon(self._transport.abort)
         else:
             self._transport.abort()
