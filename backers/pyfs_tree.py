@@ -115,7 +115,9 @@ class Tree:
 
     def _check_made(self, directory: Place, name: str, undo: Callable[[], object]) -> None:
         """Undoes what was made as `name` if it is listed by another, and raises `InvalidName`."""
-        if self._is_there(directory, name) and not self._is_own(directory, name):
+        if self._tells_apart(directory) or not self._is_there(directory, name):
+            return
+        if not self._is_own(directory, name):
             undo()
             raise InvalidName("the filesystem would list it with another spelling")
 
